@@ -1,0 +1,291 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	ma "github.com/multiformats/go-multiaddr"
+	"golang.org/x/sync/errgroup"
+
+	"fwd/discovery"
+	"fwd/forward/session"
+	"fwd/identity"
+	"fwd/internal/node"
+	"fwd/relaynode"
+)
+
+const laneProtocol = protocol.ID("/fwd/lane/1")
+
+// assemble builds the rooms and hands each what it needs of the others, as
+// functions: no room knows another but through here.
+func (d *Daemon) assemble(plan *relayPlan) error {
+	cfg := node.Config{
+		Key:           d.key,
+		Member:        d.member,
+		Relays:        d.relays,
+		Open:          map[protocol.ID]bool{joinProtocol: true, rosterProtocol: true},
+		Known:         node.Known{Get: d.known.Addrs, Set: d.rememberAddrs},
+		Find:          func(ctx context.Context, p peer.ID) <-chan peer.AddrInfo { return d.finder.Find(ctx, p) },
+		BeforeReserve: d.exchange,
+		Changed:       func() { d.finder.Announce() },
+		Mapping:       plan == nil,
+		Relay:         plan != nil,
+		Log:           d.log,
+	}
+	if plan != nil {
+		cfg.Listen, cfg.Announce = plan.listen, plan.announce
+	}
+	if err := d.buildNode(cfg); err != nil {
+		return err
+	}
+	if err := d.buildDiscovery(plan != nil); err != nil {
+		return errors.Join(err, d.node.Close())
+	}
+	if plan != nil {
+		relay, err := relaynode.New(d.node.Host(), relaynode.Config{Member: d.member, Log: d.log})
+		if err != nil {
+			return errors.Join(fmt.Errorf("start the relay: %w", err), d.dht.Close(), d.node.Close())
+		}
+		d.relay = relay
+	}
+	d.sessions = session.New(session.Config{
+		Self:      d.self,
+		Open:      d.openLane,
+		Authorize: d.authorizeLane,
+		Log:       d.log,
+	})
+	h := d.node.Host()
+	h.SetStreamHandler(rosterProtocol, d.serveRoster)
+	h.SetStreamHandler(joinProtocol, d.serveJoin)
+	h.SetStreamHandler(servicesProtocol, d.serveServices)
+	h.SetStreamHandler(laneProtocol, func(s network.Stream) { d.sessions.Handle(s.Conn().RemotePeer(), s) })
+	d.met = make(chan peer.ID, 1024)
+	h.Network().Notify(&network.NotifyBundle{ConnectedF: d.connected})
+	return nil
+}
+
+// buildNode listens on the port of last time, or where another program has it
+// meanwhile on a new one. A relay's port is what was asked for.
+func (d *Daemon) buildNode(cfg node.Config) error {
+	if cfg.Relay {
+		n, err := node.New(cfg)
+		if err != nil {
+			return fail(ExitFailed, "port-in-use", "is another relay running? choose another port with --listen, or end the other program", "cannot start the relay: %v", err)
+		}
+		d.node = n
+		return nil
+	}
+	var port int
+	d.state.get(func(s stateFile) { port = s.Port })
+	for try := 0; ; try++ {
+		if port == 0 {
+			port = firstPort + rand.IntN(ports)
+		}
+		cfg.Listen = anyAddr(port)
+		n, err := node.New(cfg)
+		if err != nil && try < portTries {
+			port = 0
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("start the node: %w", err)
+		}
+		d.node = n
+		return d.state.change(func(s *stateFile) { s.Port = port })
+	}
+}
+
+const (
+	// firstPort and ports: above the ports that services are registered at, and
+	// below the range from which systems draw for outgoing connections (32768).
+	firstPort = 20000
+	ports     = 12000
+	portTries = 20
+)
+
+func anyAddr(port int) []ma.Multiaddr {
+	p := strconv.Itoa(port)
+	return append(bothTransports("/ip4/0.0.0.0", p), bothTransports("/ip6/::", p)...)
+}
+
+func (d *Daemon) buildDiscovery(server bool) error {
+	table, err := discovery.NewDHT(d.node.Host(), server, d.member, d.relays, d.discoveryKeys)
+	if err != nil {
+		return fmt.Errorf("start the DHT: %w", err)
+	}
+	finder, err := discovery.New(discovery.Config{
+		Host:    d.node.Host(),
+		Network: func() string { return string(d.networkID()) },
+		Keys:    d.discoveryKeys,
+		Points:  d.points,
+		Member:  d.member,
+		Addrs:   d.node.AnnounceAddrs,
+		Known:   d.known.Addrs,
+		LAN:     true,
+		DHT:     table,
+		Log:     d.log,
+	})
+	if err != nil {
+		return errors.Join(fmt.Errorf("start discovery: %w", err), table.Close())
+	}
+	d.dht, d.finder = table, finder
+	return nil
+}
+
+// rooms runs everything that was assembled until ctx ends.
+func (d *Daemon) rooms(ctx context.Context, g *errgroup.Group) {
+	serve := func(name string, f func(context.Context) error) {
+		g.Go(func() error {
+			if err := f(ctx); err != nil && ctx.Err() == nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			return nil
+		})
+	}
+	serve("node", d.node.Serve)
+	serve("discovery", d.finder.Serve)
+	serve("sessions", d.sessions.Serve)
+	serve("exit", d.exit().Serve)
+	serve("roster", d.followRoster)
+	serve("paths", d.followPaths)
+	serve("meetings", d.followMeetings)
+	serve("heartbeats", d.heartbeats)
+	if d.relay != nil {
+		serve("relay", d.relay.Serve)
+	}
+}
+
+// member: on the roster now?
+func (d *Daemon) member(p peer.ID) bool { return d.book.Member(p, time.Now()) }
+
+func (d *Daemon) networkID() identity.NetworkID {
+	if s := d.book.Current(); s != nil {
+		return s.Network
+	}
+	return ""
+}
+
+// relays are the roster's, at their addresses there and at those where we met
+// them last: a relay that moved hands on its new roster only once it is found.
+func (d *Daemon) relays() []peer.AddrInfo {
+	s := d.book.Current()
+	if s == nil {
+		return nil
+	}
+	var list []peer.AddrInfo
+	for _, r := range s.Relays {
+		if r.Peer != d.self {
+			list = append(list, peer.AddrInfo{ID: r.Peer, Addrs: append(append([]ma.Multiaddr{}, r.Addrs...), d.known.Addrs(r.Peer)...)})
+		}
+	}
+	return list
+}
+
+// points are the rendezvous points: the relays, and where there are none the
+// owner's word of mouth, mDNS and the last known addresses must do.
+func (d *Daemon) points() []peer.ID {
+	var list []peer.ID
+	for _, r := range d.relays() {
+		list = append(list, r.ID)
+	}
+	return list
+}
+
+// discoveryKeys: relays and the owner stay findable under the old ones, for
+// who was away while the key changed.
+func (d *Daemon) discoveryKeys() [][]byte {
+	s := d.book.Current()
+	if s == nil {
+		return nil
+	}
+	keys := [][]byte{s.DiscoveryKey}
+	if e, _ := s.Entry(d.self); s.Owner == d.self || e.Caps&identity.Relay != 0 {
+		keys = append(keys, s.OldDiscoveryKeys...)
+	}
+	return keys
+}
+
+func (d *Daemon) rememberAddrs(p peer.ID, addrs []ma.Multiaddr) {
+	if err := d.known.SetAddrs(p, addrs); err != nil {
+		d.log.Warn("remember where a peer was reached", "peer", d.nameOf(p), "err", err)
+	}
+}
+
+// openLane opens a lane's stream by the best path now.
+func (d *Daemon) openLane(ctx context.Context, p peer.ID, avoid session.Stream) (session.Stream, error) {
+	var silent network.Conn
+	if s, ok := avoid.(network.Stream); ok {
+		silent = s.Conn()
+	}
+	s, err := d.node.Open(ctx, p, laneProtocol, silent, d.pathKind(p))
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// pathKind is what the forwards to p ask for with --path: they share a link,
+// so the one that is particular decides.
+func (d *Daemon) pathKind(p peer.ID) node.PathKind {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for f := range d.forwards {
+		if f.peer == p && f.kind != node.Auto {
+			return f.kind
+		}
+	}
+	return node.Auto
+}
+
+// authorizeLane: may p attach at all? What it may open is asked at each open.
+func (d *Daemon) authorizeLane(p peer.ID) error {
+	e, ok := d.book.For(p).Entry(p)
+	switch {
+	case !d.member(p), !ok:
+		return errors.New("not on the roster")
+	case e.Caps&identity.Use == 0:
+		return errors.New("its entry does not let it use services")
+	}
+	return nil
+}
+
+// connected notes a peer met, for its roster to be compared with ours.
+func (d *Daemon) connected(n network.Network, c network.Conn) {
+	p := c.RemotePeer()
+	if !d.member(p) || len(n.ConnsToPeer(p)) > 1 {
+		return
+	}
+	select {
+	case d.met <- p:
+	default: // a relay after its restart: who is missed here asks by itself
+	}
+}
+
+// followMeetings compares rosters with whoever was met, until ctx ends. Both
+// ends of a connection do: the one whose roster does not name the other yet
+// cannot ask.
+func (d *Daemon) followMeetings(ctx context.Context) error {
+	var g errgroup.Group
+	g.SetLimit(64)
+	defer g.Wait()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case p := <-d.met:
+			g.Go(func() error {
+				if err := d.exchange(ctx, p); err != nil {
+					d.log.Debug("compare rosters", "err", err)
+				}
+				return nil
+			})
+		}
+	}
+}

@@ -1,0 +1,368 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"fwd/forward"
+	"fwd/identity"
+	"fwd/internal/node"
+)
+
+// A forwarding is one local listener and the service behind it, as long as the
+// wish for it lasts.
+type forwarding struct {
+	word    string // as the person wrote it
+	service string // on its machine
+	peer    peer.ID
+	local   string
+	kind    node.PathKind
+	end     context.CancelCauseFunc
+}
+
+// connect carries out `fwd connect` and lasts until ctx ends.
+func (d *Daemon) connect(ctx context.Context, req ConnectRequest, emit func(Event), stream *wishStream) error {
+	local, err := forward.ParseLocal(req.Local)
+	if err != nil {
+		return usage("local is a port (2222), addr:port, unix:/path, or -", "%v", err)
+	}
+	kind, err := node.ParsePathKind(req.Path)
+	if err != nil {
+		return usage("--path auto, direct or relay", "%v", err)
+	}
+	emit(Event{Event: "progress", Message: "looking up " + req.Name})
+	service, p, err := d.resolve(ctx, req.Name)
+	if err != nil {
+		return err
+	}
+	if p == d.self {
+		return usage("it is already here: fwd status shows its target", "%s is exposed by this very machine", req.Name)
+	}
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	f := &forwarding{word: req.Name, service: service, peer: p, kind: kind, end: end}
+	// Held before the listener is: the way is being built while the person types.
+	release := d.node.Hold(p, kind)
+	defer release()
+
+	if local.Stdio() {
+		return d.connectStdio(ctx, f, req, emit, stream)
+	}
+	listener, err := d.listenLocal(ctx, f, local)
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+	f.local = localName(listener)
+	d.addForward(f)
+	defer d.removeForward(f)
+	emit(Event{Event: "listening", Service: req.Name, Machine: d.nameOf(p), Peer: p.String(), Local: f.local, Port: wellKnownPort(service)})
+
+	var tell sync.WaitGroup
+	defer tell.Wait()
+	tell.Go(func() { d.tellPaths(ctx, f, emit) })
+	if err := d.firstContact(ctx, f, req.Timeout, emit); err != nil {
+		end(err)
+		return err
+	}
+	entry := &forward.Entry{
+		Listener: listener,
+		Dial:     func(ctx context.Context) (forward.Conn, error) { return d.dialSession(ctx, f) },
+		Log:      d.log.With("service", req.Name, "peer", d.nameOf(p)),
+	}
+	err = entry.Serve(ctx)
+	end(err)
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	return err
+}
+
+// dialSession opens one session. The name is pinned to its peer: should the
+// roster give it to another meanwhile, the forward stays with the one it began
+// with.
+func (d *Daemon) dialSession(ctx context.Context, f *forwarding) (forward.Conn, error) {
+	return d.sessions.Dial(ctx, f.peer, f.service)
+}
+
+// connectStdio is `connect -`: one session over the control connection.
+func (d *Daemon) connectStdio(ctx context.Context, f *forwarding, req ConnectRequest, emit func(Event), stream *wishStream) error {
+	if stream == nil {
+		return usage("run it on the machine itself", "connect - has no meaning from afar")
+	}
+	dialCtx, cancel := ctx, context.CancelFunc(func() {})
+	if req.Timeout > 0 {
+		dialCtx, cancel = context.WithTimeout(ctx, req.Timeout)
+	}
+	defer cancel()
+	conn, err := d.dialSession(dialCtx, f)
+	if err != nil {
+		return unreachable(d.nameOf(f.peer), err)
+	}
+	emit(Event{Event: "open", Service: f.word, Peer: f.peer.String()})
+	d.addForward(f)
+	defer d.removeForward(f)
+	local := stream.take()
+	stop := context.AfterFunc(ctx, func() { local.Close() })
+	defer stop()
+	_, _, err = forward.Copy(&bufferedUnix{UnixConn: local, r: stream.r}, conn)
+	return err
+}
+
+// resolve finds the service's machine on the roster and checks the pin. An
+// unknown name is looked for in the newest roster first.
+func (d *Daemon) resolve(ctx context.Context, word string) (string, peer.ID, error) {
+	roster := d.book.Current()
+	if roster == nil {
+		return "", "", errNoNetwork
+	}
+	service, p, err := roster.Resolve(word)
+	if err != nil {
+		if d.freshen(ctx) {
+			roster = d.book.Current()
+			service, p, err = roster.Resolve(word)
+		}
+	}
+	if err != nil {
+		return "", "", d.unknownName(word)
+	}
+	var changed *identity.IdentityChangedError
+	if err := d.known.Pin(word, p); errors.As(err, &changed) {
+		return "", "", fail(ExitIdentityChanged, "identity-changed",
+			"if that is as it should be (a new machine, a name handed on): fwd trust "+word,
+			"%s is now served by %s (%s), but was %s when first used here", word, d.nameOf(p), p, changed.Pinned)
+	} else if err != nil {
+		return "", "", fmt.Errorf("pin %s: %w", word, err)
+	}
+	return service, p, nil
+}
+
+// freshenWait bounds the wait for a newer roster before a name is called unknown.
+const freshenWait = 3 * time.Second
+
+// freshen compares rosters with the relays and the owner, whoever answers
+// first, and tells whether ours changed.
+func (d *Daemon) freshen(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, freshenWait)
+	defer cancel()
+	roster := d.book.Current()
+	ask := map[peer.ID]bool{roster.Owner: true}
+	for _, r := range roster.Relays {
+		ask[r.Peer] = true
+	}
+	delete(ask, d.self)
+	done := make(chan bool, len(ask))
+	for p := range ask {
+		go func() { // ends with ctx
+			err := d.node.Connect(ctx, p)
+			if err == nil {
+				err = d.exchange(ctx, p)
+			}
+			done <- err == nil
+		}()
+	}
+	for range ask {
+		if <-done && d.book.Current().Envelope != nil && newerRoster(d.book.Current(), roster) {
+			return true
+		}
+	}
+	return newerRoster(d.book.Current(), roster)
+}
+
+func newerRoster(a, b *identity.Sealed) bool {
+	return a != nil && (b == nil || a.Term > b.Term || a.Term == b.Term && a.Epoch > b.Epoch)
+}
+
+func (d *Daemon) unknownName(word string) *Failure {
+	return fail(ExitUnknownName, "unknown-name", "see what there is: fwd ls", "no service %q in the network %q", word, d.book.Current().Name)
+}
+
+// firstContact waits until the peer is reached, and asks what it exposes, so
+// that a service that is not there or not for us is told at once and not only
+// when the first connection fails. Without a time-out an offline peer is
+// waited for while the listener accepts already.
+func (d *Daemon) firstContact(ctx context.Context, f *forwarding, timeout time.Duration, emit func(Event)) error {
+	check := func(ctx context.Context) error {
+		if err := d.node.Connect(ctx, f.peer); err != nil {
+			return err
+		}
+		return d.checkService(ctx, f)
+	}
+	if timeout > 0 {
+		ctx, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
+		for {
+			err := check(ctx)
+			var refused *Failure
+			if err == nil || errors.As(err, &refused) {
+				return err
+			}
+			select {
+			case <-ctx.Done():
+				return unreachable(d.nameOf(f.peer), fmt.Errorf("not within %s (%v)", timeout, err))
+			case <-time.After(200 * time.Millisecond):
+			}
+		}
+	}
+	go func() { // ends with ctx
+		ctx, cancel := context.WithTimeout(ctx, offlineAfter)
+		defer cancel()
+		err := check(ctx)
+		var refused *Failure
+		switch {
+		case err == nil, errors.Is(context.Cause(ctx), errClientGone), errors.Is(context.Cause(ctx), errWishEnded):
+		case errors.As(err, &refused):
+			emit(Event{Event: "progress", Message: refused.What})
+			f.end(refused)
+		default:
+			d.log.Info("peer not reached yet", "peer", d.nameOf(f.peer), "err", err)
+			emit(Event{Event: "progress", Message: d.nameOf(f.peer) + " is offline; waiting for it"})
+		}
+	}()
+	return nil
+}
+
+// offlineAfter: a peer that no path reached in this time is told to be offline.
+const offlineAfter = 10 * time.Second
+
+// listenLocal opens the local end. Without an address asked for it is the one
+// of last time, else any free port of loopback.
+func (d *Daemon) listenLocal(ctx context.Context, f *forwarding, local forward.Local) (net.Listener, error) {
+	if !local.Auto() {
+		return listenAt(local.Network(), local.Address())
+	}
+	var remembered string
+	d.state.get(func(s stateFile) { remembered = s.Locals[f.word] })
+	for _, address := range []string{remembered, d.targetPort(ctx, f), "127.0.0.1:0"} {
+		if address == "" {
+			continue
+		}
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			continue
+		}
+		if l.Addr().String() != remembered {
+			if err := d.state.change(func(s *stateFile) { s.Locals[f.word] = l.Addr().String() }); err != nil {
+				l.Close()
+				return nil, err
+			}
+		}
+		return l, nil
+	}
+	return nil, fail(ExitLocalPort, "port-in-use", "", "no local port is free")
+}
+
+func listenAt(network, address string) (net.Listener, error) {
+	if network == "unix" {
+		if info, err := os.Lstat(address); err == nil && info.Mode()&os.ModeSocket != 0 {
+			if c, err := net.Dial("unix", address); err == nil {
+				c.Close()
+			} else {
+				os.Remove(address) // left behind by one that died
+			}
+		}
+	}
+	l, err := net.Listen(network, address)
+	switch {
+	case err == nil:
+		return l, nil
+	case errors.Is(err, syscall.EADDRINUSE):
+		return nil, fail(ExitLocalPort, "port-in-use", "choose another port, or leave it out and fwd does", "%s is already in use on this machine", address)
+	case errors.Is(err, os.ErrPermission):
+		return nil, fail(ExitLocalPort, "port-not-permitted", "ports below 1024 are for root; take a higher one", "%s may not be opened by this user", address)
+	}
+	return nil, fail(ExitLocalPort, "port-not-available", "", "cannot listen on %s: %v", address, err)
+}
+
+func localName(l net.Listener) string {
+	if l.Addr().Network() == "unix" {
+		return "unix:" + l.Addr().String()
+	}
+	return l.Addr().String()
+}
+
+// tellPaths emits each change of the way to f's peer until ctx ends.
+func (d *Daemon) tellPaths(ctx context.Context, f *forwarding, emit func(Event)) {
+	changes, stop := d.node.Watch()
+	defer stop()
+	last := ""
+	tell := func() {
+		now, ok := d.node.Path(f.peer)
+		if !ok {
+			if last != "" {
+				emit(Event{Event: "path", Service: f.word, Peer: f.peer.String()})
+			}
+			last = ""
+			return
+		}
+		p := d.pathOf(now)
+		if key := p.Kind + p.Transport + p.Remote; key != last {
+			last = key
+			emit(Event{Event: "path", Service: f.word, Peer: f.peer.String(), Path: p})
+		}
+	}
+	tell()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case c := <-changes:
+			if c.Peer == f.peer {
+				tell()
+			}
+		}
+	}
+}
+
+func (d *Daemon) addForward(f *forwarding) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.forwards[f] = true
+}
+
+func (d *Daemon) removeForward(f *forwarding) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.forwards, f)
+}
+
+// disconnect ends a forward from any terminal, by its local address or port.
+func (d *Daemon) disconnect(req DisconnectRequest) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for f := range d.forwards {
+		_, port, _ := net.SplitHostPort(f.local)
+		if req.Local == f.local || req.Local == port || req.Local == f.word {
+			f.end(errWishEnded)
+			return nil
+		}
+	}
+	return fail(ExitUnknownName, "unknown-name", "see what is: fwd status", "nothing is connected at %q", req.Local)
+}
+
+// wellKnownPort tells by a service's name how it will be used: `ssh` and
+// services named after it by its exposer say so themselves (services.go).
+func wellKnownPort(service string) int {
+	n, err := net.LookupPort("tcp", service)
+	if err != nil {
+		n, _ = strconv.Atoi(service)
+	}
+	return n
+}
+
+// bufferedUnix is the control connection as the session's local end.
+type bufferedUnix struct {
+	*net.UnixConn
+	r interface{ Read([]byte) (int, error) }
+}
+
+func (b *bufferedUnix) Read(p []byte) (int, error) { return b.r.Read(p) }

@@ -1,0 +1,240 @@
+// Package daemon is one running fwd: it holds the node, the sessions, the
+// services exposed and the forwards connected here, and perhaps a relay, and
+// answers the home's control socket.
+//
+// What happens to one command: cmd/fwd dials the socket (starting the daemon in
+// the background if none runs), writes a request, and prints the events that
+// come back. A command that holds something open, such as expose or connect,
+// is a wish: it lasts as long as its connection, and the daemon ends a minute
+// after the last one. Run is the same daemon in the foreground.
+//
+// What happens to one forwarded connection is not this package's: it walks
+// from forward.Entry through session and libp2p to forward.Exit. Here it is
+// only decided which entries and services there are and who may use them.
+//
+// The daemon does not parse flags, print, or know of a terminal.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/gofrs/flock"
+	dht "github.com/libp2p/go-libp2p-kad-dht"
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"golang.org/x/sync/errgroup"
+
+	"fwd/discovery"
+	"fwd/forward"
+	"fwd/forward/session"
+	"fwd/identity"
+	"fwd/internal/node"
+	"fwd/relaynode"
+)
+
+// A Daemon is one running fwd.
+type Daemon struct {
+	home  Home
+	log   *slog.Logger
+	key   crypto.PrivKey
+	self  peer.ID
+	book  *identity.Book
+	known *identity.Known
+	state *state
+
+	// Set by assemble, constant afterwards.
+	node     *node.Node
+	finder   *discovery.Finder
+	dht      *dht.IpfsDHT
+	sessions *session.Endpoint
+	relay    *relaynode.Relay // nil: this machine is none
+	met      chan peer.ID     // peers whose roster is to be compared
+	finish   context.CancelFunc
+
+	mu       sync.Mutex
+	owner    *identity.Owner // nil: the network key is elsewhere
+	services map[string]*service
+	forwards map[*forwarding]bool
+	seen     map[peer.ID]sighting
+	wishes   int
+	idle     *time.Timer // ends the daemon; nil in the foreground
+}
+
+// options tell the background daemon and the foreground one apart.
+type options struct {
+	linger time.Duration // end so long after the last wish; 0: never
+	ready  func()        // the socket answers
+	relay  *relayPlan    // nil: an ordinary peer
+	first  func(ctx context.Context, d *Daemon) error
+}
+
+// errLocked: another daemon has this home.
+var errLocked = errors.New("another fwd daemon has this home")
+
+// Run is the daemon in the foreground with one wish of its own, a
+// RelayRequest, whose events go to on. It returns when ctx ends.
+func Run(ctx context.Context, home Home, request RelayRequest, on func(Event)) error {
+	plan, err := planRelay(request)
+	if err != nil {
+		return err
+	}
+	if err := yieldToForeground(ctx, home); err != nil {
+		return err
+	}
+	err = run(ctx, home, options{
+		relay: plan,
+		first: func(ctx context.Context, d *Daemon) error { return d.runRelay(ctx, plan, on) },
+	})
+	if errors.Is(err, errLocked) {
+		return fail(ExitFailed, "already-running", "fwd status", "another fwd daemon runs in %s", home.State)
+	}
+	return err
+}
+
+// run is a daemon's life: lock the home, open what is on disk, assemble the
+// rooms, serve until ctx ends or the last wish has.
+func run(ctx context.Context, home Home, opt options) (err error) {
+	if err := home.prepare(); err != nil {
+		return err
+	}
+	lock := flock.New(home.file("fwd.lock"))
+	if ok, err := lock.TryLock(); err != nil {
+		return fmt.Errorf("lock %s: %w", home.State, err)
+	} else if !ok {
+		return errLocked
+	}
+	defer lock.Unlock()
+
+	ctx, finish := context.WithCancel(ctx)
+	defer finish()
+	d, err := open(home, finish)
+	if err != nil {
+		return err
+	}
+	if err := d.assemble(opt.relay); err != nil {
+		return err
+	}
+	socket, err := listenSocket(home.Socket())
+	if err != nil {
+		return err
+	}
+	defer os.Remove(home.Socket())
+
+	d.log.Info("fwd runs", "version", Version(), "peer", d.self, "pid", os.Getpid(), "addrs", d.node.Host().Addrs())
+	if opt.linger > 0 {
+		d.idle = time.AfterFunc(opt.linger, finish)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	d.rooms(ctx, g)
+	g.Go(func() error { return d.serveSocket(ctx, socket) })
+	if opt.ready != nil {
+		opt.ready()
+	}
+	if opt.first != nil {
+		g.Go(func() error { return opt.first(ctx, d) })
+	}
+	err = errors.Join(g.Wait(), d.dht.Close())
+	d.log.Info("fwd ends", "err", err)
+	if errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	return err
+}
+
+// open reads what the home holds. Anything damaged is an error that names the
+// file: nothing is replaced.
+func open(home Home, finish context.CancelFunc) (*Daemon, error) {
+	d := &Daemon{
+		home:     home,
+		log:      slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: logLevel()})),
+		services: map[string]*service{},
+		forwards: map[*forwarding]bool{},
+		seen:     map[peer.ID]sighting{},
+		finish:   finish,
+	}
+	var err error
+	if d.key, _, err = identity.LoadOrCreateKey(home.file("identity.key")); err != nil {
+		return nil, damaged(err)
+	}
+	if d.self, err = peer.IDFromPrivateKey(d.key); err != nil {
+		return nil, fmt.Errorf("derive the peer ID: %w", err)
+	}
+	if d.book, err = identity.OpenBook(home.file("roster")); err != nil {
+		return nil, damaged(err)
+	}
+	if d.known, err = identity.OpenKnown(home.file("known")); err != nil {
+		return nil, damaged(err)
+	}
+	if d.state, err = openState(home.file("daemon")); err != nil {
+		return nil, err
+	}
+	if d.owner, err = identity.OpenOwner(home.State, d.book, d.self); err != nil {
+		return nil, damaged(err)
+	}
+	return d, nil
+}
+
+// logLevel: FWD_LOG=debug|info|warn|error; info tells each connection's fate
+// and little else.
+func logLevel() slog.Level {
+	var level slog.Level
+	if level.UnmarshalText([]byte(os.Getenv("FWD_LOG"))) != nil {
+		return slog.LevelInfo
+	}
+	return level
+}
+
+// damaged is an unreadable file of the home: a person must decide, so nothing
+// starts.
+func damaged(err error) error {
+	var f *Failure
+	if errors.As(err, &f) {
+		return err
+	}
+	return fail(ExitUsage, "damaged", "restore the file from a backup, or move it away to begin anew", "%v", err)
+}
+
+// now is the time for everything that expires: never before what the roster's
+// owner has signed, so a clock set back revives nothing.
+func (d *Daemon) now() time.Time { return d.book.Now(time.Now()) }
+
+// wish counts a running command; the daemon ends linger after the last one.
+func (d *Daemon) wish() (end func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.wishes++
+	if d.idle != nil {
+		d.idle.Stop()
+	}
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.wishes--
+		if d.wishes == 0 && d.idle != nil {
+			d.idle.Reset(lingerAfterLastWish)
+		}
+	}
+}
+
+// exit serves the far ends' sessions with the services exposed here.
+func (d *Daemon) exit() *forward.Exit {
+	return &forward.Exit{
+		Accept: d.sessions.Accept,
+		Lookup: d.lookup,
+		Log:    d.log,
+	}
+}
+
+// prepare makes the home's folder, closed to others.
+func (h Home) prepare() error {
+	if err := os.MkdirAll(h.State, 0o700); err != nil {
+		return usage("choose another with FWD_HOME", "make the state folder: %v", err)
+	}
+	return checkPrivate(h.State)
+}

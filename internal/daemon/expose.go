@@ -1,0 +1,265 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"fwd/forward"
+	"fwd/identity"
+)
+
+// A service is one target exposed under a name, as long as the wish for it lasts.
+type service struct {
+	name   string
+	target forward.Target
+	words  []string // who may use it, as written
+	allow  identity.Allow
+	hold   time.Duration
+	end    context.CancelCauseFunc
+}
+
+// expose carries out `fwd expose` and lasts until ctx ends.
+func (d *Daemon) expose(ctx context.Context, req ExposeRequest, emit func(Event)) error {
+	target, err := forward.ParseTarget(req.Target)
+	if err != nil {
+		return usage("a target is a port (22), host:port, or unix:/path", "%v", err)
+	}
+	name := req.Name
+	if name == "" {
+		name = target.DefaultName()
+	}
+	if err := identity.CheckName(name); err != nil {
+		return usage("choose another with --name", "%v", err)
+	}
+	if d.book.Current() == nil {
+		if err := d.createNetwork("", identity.Member, emit); err != nil {
+			return err
+		}
+	}
+	roster := d.book.Current()
+	if e, ok := roster.Entry(d.self); !ok || e.Caps&identity.Expose == 0 {
+		return fail(ExitRefused, "refused", "ask "+d.admins(roster)+" for an invite that may: fwd invite",
+			"this machine (%s) may not expose services in %q", d.nameOf(d.self), roster.Name)
+	}
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	svc := &service{name: name, target: target, words: req.Allow, hold: req.Hold, end: end}
+	if len(svc.words) == 0 {
+		svc.words = []string{"members"}
+	}
+	if err := d.addService(svc); err != nil {
+		return err
+	}
+	defer d.removeService(svc)
+
+	long := name + "." + d.nameOf(d.self)
+	names := []string{long}
+	// A default name is not claimed: every machine has an ssh.
+	if req.Name != "" {
+		claimed, note := d.claim(ctx, name)
+		if claimed {
+			names = []string{name, long}
+		}
+		if note != "" {
+			emit(Event{Event: "progress", Message: note})
+		}
+	}
+	d.log.Info("exposed", "service", name, "target", target)
+	emit(Event{Event: "exposed", Service: name, Target: target.String(), Peer: d.self.String(),
+		Machine: d.nameOf(d.self), Names: names})
+	<-ctx.Done()
+	return context.Cause(ctx)
+}
+
+// addService puts svc on offer. Its name must be free on this machine.
+func (d *Daemon) addService(svc *service) error {
+	allow, err := d.allowFor(svc)
+	if err != nil {
+		return err
+	}
+	svc.allow = allow
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if old := d.services[svc.name]; old != nil {
+		return usage("choose another with --name, or end it: fwd unexpose "+svc.name,
+			"%q is already exposed on this machine (target %s)", svc.name, old.target)
+	}
+	d.services[svc.name] = svc
+	return nil
+}
+
+// removeService takes it off and resets its sessions: the target they talk to
+// is no longer on offer.
+func (d *Daemon) removeService(svc *service) {
+	d.mu.Lock()
+	delete(d.services, svc.name)
+	d.mu.Unlock()
+	d.sessions.Cut(func(_ peer.ID, name string, entry bool) bool { return !entry && name == svc.name },
+		errors.New("no longer exposed"))
+}
+
+// allowFor resolves who may use svc: its own words, what `fwd allow` added,
+// and above both what `fwd deny` said.
+func (d *Daemon) allowFor(svc *service) (identity.Allow, error) {
+	words := slices.Clone(svc.words)
+	var denied []string
+	d.state.get(func(s stateFile) {
+		words = append(words, s.Allowed[svc.name]...)
+		denied = s.Denied[svc.name]
+	})
+	allow, err := identity.ParseAllow(words, denied, d.book.Current())
+	if err != nil {
+		return allow, usage("machines are listed by: fwd peers", "who may use %s: %v", svc.name, err)
+	}
+	return allow, nil
+}
+
+// lookup is the exit's question: may p use the service, and where is it?
+func (d *Daemon) lookup(p peer.ID, name string) (forward.Target, error) {
+	d.mu.Lock()
+	svc := d.services[name]
+	var allow identity.Allow
+	if svc != nil {
+		allow = svc.allow
+	}
+	d.mu.Unlock()
+	if svc == nil {
+		return forward.Target{}, fmt.Errorf("no service %q here", name)
+	}
+	if err := identity.Authorize(d.book.Current(), d.now(), p, d.self, name, allow); err != nil {
+		return forward.Target{}, err
+	}
+	return svc.target, nil
+}
+
+// claimWait is how long expose waits for the owner's word on a short name
+// before it goes on without: over a relay it takes two round trips.
+const claimWait = 3 * time.Second
+
+// claim gets the short name from the network's owner. Without the owner the
+// long form works, and the claim is repeated with the next expose.
+func (d *Daemon) claim(ctx context.Context, name string) (claimed bool, note string) {
+	roster := d.book.Current()
+	if holder, ok := roster.Services[name]; ok && holder == d.self {
+		return true, ""
+	}
+	var err error
+	if owner := d.currentOwner(); owner != nil {
+		err = owner.ClaimService(d.self, name, d.now())
+	} else {
+		ctx, cancel := context.WithTimeout(ctx, claimWait)
+		defer cancel()
+		err = d.ask(ctx, roster.Owner, "claim", ClaimRequest{Service: name}, func(Event) {})
+	}
+	var f *Failure
+	switch {
+	case err == nil:
+		return true, ""
+	case errors.Is(err, identity.ErrNameTaken), errors.As(err, &f) && f.Code == "name-taken":
+		return false, fmt.Sprintf("%v; here it is %s.%s", err, name, d.nameOf(d.self))
+	default:
+		return false, fmt.Sprintf("the network's owner (%s) is away, so the short name waits; %s.%s works", d.nameOf(roster.Owner), name, d.nameOf(d.self))
+	}
+}
+
+// unexpose ends a service, whichever terminal it was exposed in.
+func (d *Daemon) unexpose(ctx context.Context, req UnexposeRequest) error {
+	d.mu.Lock()
+	svc := d.services[req.Name]
+	d.mu.Unlock()
+	if svc == nil && !req.Release {
+		return fail(ExitUnknownName, "unknown-name", "see what is: fwd status", "%q is not exposed on this machine", req.Name)
+	}
+	if svc != nil {
+		svc.end(errWishEnded)
+	}
+	if req.Release {
+		return d.release(ctx, req.Name)
+	}
+	return nil
+}
+
+func (d *Daemon) release(ctx context.Context, name string) error {
+	roster := d.book.Current()
+	if roster == nil {
+		return errNoNetwork
+	}
+	if owner := d.currentOwner(); owner != nil {
+		return owner.ReleaseService(d.self, name, d.now())
+	}
+	return d.ask(ctx, roster.Owner, "claim", ClaimRequest{Service: name, Release: true}, func(Event) {})
+}
+
+// allow carries out `fwd allow` and `fwd deny`, here or on SERVICE.MACHINE.
+func (d *Daemon) allow(ctx context.Context, req AllowRequest, emit func(Event)) error {
+	roster := d.book.Current()
+	if roster == nil {
+		return errNoNetwork
+	}
+	name, where, err := d.serviceHere(roster, req.Service)
+	if err != nil {
+		return err
+	}
+	if where != d.self {
+		return d.ask(ctx, where, "allow", AllowRequest{Service: name + "." + d.nameOf(where), Who: req.Who, Deny: req.Deny}, emit)
+	}
+	who, err := identity.ResolveWho(req.Who, roster)
+	if err != nil {
+		return fail(ExitUnknownName, "unknown-name", "machines are listed by: fwd peers", "%v", err)
+	}
+	err = d.state.change(func(s *stateFile) {
+		s.Allowed[name] = without(s.Allowed[name], who)
+		s.Denied[name] = without(s.Denied[name], who)
+		if req.Deny {
+			s.Denied[name] = append(s.Denied[name], who)
+		} else {
+			s.Allowed[name] = append(s.Allowed[name], who)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	svc := d.services[name]
+	d.mu.Unlock()
+	if svc != nil {
+		allow, err := d.allowFor(svc)
+		if err != nil {
+			return err
+		}
+		d.mu.Lock()
+		svc.allow = allow
+		d.mu.Unlock()
+	}
+	d.log.Info("access changed", "service", name, "who", req.Who, "deny", req.Deny)
+	d.enforce()
+	return nil
+}
+
+// serviceHere finds which machine's service is meant: a name exposed or listed
+// here needs no machine.
+func (d *Daemon) serviceHere(roster *identity.Sealed, name string) (string, peer.ID, error) {
+	d.mu.Lock()
+	_, here := d.services[name]
+	d.mu.Unlock()
+	if here {
+		return name, d.self, nil
+	}
+	service, p, err := roster.Resolve(name)
+	if err != nil {
+		if identity.CheckName(name) == nil {
+			return name, d.self, nil // not exposed now: the list waits for it
+		}
+		return "", "", d.unknownName(name)
+	}
+	return service, p, nil
+}
+
+func without(list []string, word string) []string {
+	return slices.DeleteFunc(slices.Clone(list), func(w string) bool { return w == word })
+}

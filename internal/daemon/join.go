@@ -1,0 +1,257 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	ma "github.com/multiformats/go-multiaddr"
+
+	"fwd/identity"
+)
+
+// How a machine gets on the roster: it dials whom the invite names, the owner
+// or a relay, and sends a request that only the owner can read. A relay hands
+// the bytes on as they are.
+
+const joinProtocol = protocol.ID("/fwd/join/1")
+
+const (
+	// joinTimeout: the owner writes to its disk, perhaps behind a relay.
+	joinTimeout = 30 * time.Second
+	// maxJoin bounds a request; a reply may hold a roster.
+	maxJoin = 16 << 10
+)
+
+// join carries out `fwd join`.
+func (d *Daemon) join(ctx context.Context, req JoinRequest, emit func(Event)) error {
+	if req.At != "" {
+		return d.joinAt(ctx, req.At, emit)
+	}
+	s := d.book.Current()
+	if req.Invite == "" {
+		if s == nil {
+			return usage("fwd invite, on the network's owner or an admin, prints one", "no invite given")
+		}
+		return d.joined(emit, true)
+	}
+	invite, err := identity.ParseInvite(req.Invite)
+	if err != nil {
+		return fail(ExitRefused, "invite-damaged", "copy the whole code, from fwd1 to its end; or ask for another: fwd invite", "%v", err)
+	}
+	if s != nil && s.Network == invite.Network() {
+		return d.joined(emit, true)
+	}
+	if s != nil && !d.onlyOurs(s) {
+		return usage("leave it first: fwd leave", "this machine already belongs to the network %q", s.Name)
+	}
+	sealed, name, err := d.redeem(ctx, invite, req.As, emit)
+	if err != nil {
+		return err
+	}
+	if s != nil {
+		if err := d.leave(false); err != nil {
+			return err
+		}
+	}
+	if err := d.book.Join(sealed); err != nil {
+		return fmt.Errorf("keep the roster: %w", err)
+	}
+	d.log.Info("joined", "network", sealed.Name, "as", name)
+	d.enforce()
+	return d.joined(emit, false)
+}
+
+// redeem shows the invite to whoever it names and returns the roster that has us on it.
+func (d *Daemon) redeem(ctx context.Context, invite identity.Invite, as string, emit func(Event)) (*identity.Sealed, string, error) {
+	contact := invite.Contact()
+	if contact.ID == d.self {
+		return nil, "", usage("join on another machine, or with another FWD_HOME", "this invite is this machine's own")
+	}
+	if as == "" {
+		as = hostName()
+	}
+	request, finish, err := invite.Request(d.key, as)
+	if err != nil {
+		return nil, "", fmt.Errorf("make the join request: %w", err)
+	}
+	emit(Event{Event: "progress", Message: "asking " + addrWords(contact.Addrs)})
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	if err := d.node.ConnectStranger(ctx, contact); err != nil {
+		return nil, "", fail(ExitUnreachable, "unreachable",
+			"is fwd running there, and are these ports open, UDP and TCP? firewall of the VPS, and its provider's",
+			"cannot reach the network at %s: %v", addrWords(contact.Addrs), err)
+	}
+	reply, err := d.joinCall(ctx, contact.ID, request)
+	if err != nil || len(reply) == 0 {
+		return nil, "", fail(ExitRefused, "invite-refused", "ask for another: fwd invite",
+			"the network did not answer this invite: it is not known there, or its owner is away")
+	}
+	sealed, name, err := finish(reply)
+	if err != nil {
+		code := "invite-refused"
+		switch {
+		case errors.Is(err, identity.ErrInviteUsed):
+			code = "invite-used"
+		case errors.Is(err, identity.ErrInviteExpired):
+			code = "invite-expired"
+		}
+		return nil, "", fail(ExitRefused, code, "ask for another: fwd invite", "%v", err)
+	}
+	return sealed, name, nil
+}
+
+// joinCall sends a request to p and reads the answer.
+func (d *Daemon) joinCall(ctx context.Context, p peer.ID, request []byte) ([]byte, error) {
+	s, err := d.node.Host().NewStream(network.WithAllowLimitedConn(ctx, "join"), p, joinProtocol)
+	if err != nil {
+		return nil, fmt.Errorf("ask %s to join: %w", p, err)
+	}
+	defer s.Close()
+	s.SetDeadline(time.Now().Add(joinTimeout))
+	if _, err := s.Write(request); err != nil {
+		s.Reset()
+		return nil, fmt.Errorf("ask %s to join: %w", p, err)
+	}
+	s.CloseWrite()
+	reply, err := io.ReadAll(io.LimitReader(s, identity.MaxRoster*2))
+	if err != nil {
+		return nil, fmt.Errorf("ask %s to join: %w", p, err)
+	}
+	return reply, nil
+}
+
+// serveJoin answers a request as the owner, or carries it to the owner.
+func (d *Daemon) serveJoin(s network.Stream) {
+	defer s.Close()
+	p := s.Conn().RemotePeer()
+	release := d.node.AllowStranger(p, joinTimeout)
+	defer release()
+	s.SetDeadline(time.Now().Add(joinTimeout))
+	request, err := io.ReadAll(io.LimitReader(s, maxJoin+1))
+	if err != nil || len(request) > maxJoin {
+		s.Reset()
+		return
+	}
+	var reply []byte
+	if owner := d.currentOwner(); owner != nil {
+		from := p
+		if d.book.Member(p, time.Now()) {
+			from = "" // carried by a relay: the request itself proves the joiner
+		}
+		reply, err = owner.Join(request, from, d.now())
+	} else if current := d.book.Current(); current != nil && current.Owner != p {
+		reply, err = d.carryJoin(current.Owner, request)
+	}
+	if err != nil {
+		d.log.Info("join refused", "peer", p, "remote", s.Conn().RemoteMultiaddr(), "err", err)
+	}
+	if len(reply) == 0 {
+		s.Reset()
+		return
+	}
+	s.Write(reply)
+}
+
+func (d *Daemon) carryJoin(owner peer.ID, request []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), joinTimeout)
+	defer cancel()
+	if err := d.node.Connect(ctx, owner); err != nil {
+		return nil, fmt.Errorf("carry a join to the owner: %w", err)
+	}
+	return d.joinCall(ctx, owner, request)
+}
+
+// joinAt: a relay has moved. Whoever answers at the new address must be one of
+// the roster's relays; then its address is known, and its roster brings the rest.
+func (d *Daemon) joinAt(ctx context.Context, at string, emit func(Event)) error {
+	s := d.book.Current()
+	if s == nil {
+		return errNoNetwork
+	}
+	addrs, err := announceAddrs(at)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	for _, r := range s.Relays {
+		if r.Peer == d.self {
+			continue
+		}
+		emit(Event{Event: "progress", Message: "asking for " + d.nameOf(r.Peer) + " at " + at})
+		if err = d.node.ConnectStranger(ctx, peer.AddrInfo{ID: r.Peer, Addrs: addrs}); err != nil {
+			continue
+		}
+		if err := d.known.SetAddrs(r.Peer, addrs); err != nil {
+			return fmt.Errorf("keep the relay's address: %w", err)
+		}
+		d.node.Refresh()
+		return d.joined(emit, true)
+	}
+	return fail(ExitUnreachable, "unreachable", "is `fwd relay` running there, with its old home?", "no relay of this network answers at %s: %v", at, err)
+}
+
+func (d *Daemon) joined(emit func(Event), again bool) error {
+	s := d.book.Current()
+	e, _ := s.Entry(d.self)
+	return emitResult(emit, "joined", Joined{Network: s.Name, Name: e.Name, Peer: d.self.String(), Again: again})
+}
+
+// onlyOurs: the network is this machine's own and nobody else ever joined.
+func (d *Daemon) onlyOurs(s *identity.Sealed) bool {
+	return s.Owner == d.self && len(s.Entries) == 1
+}
+
+// leave forgets the network; the identity key stays unless purge.
+func (d *Daemon) leave(purge bool) error {
+	d.mu.Lock()
+	d.owner = nil
+	d.mu.Unlock()
+	if err := d.book.Leave(); err != nil {
+		return fmt.Errorf("leave the network: %w", err)
+	}
+	if purge {
+		for _, name := range []string{"identity.key", "network.key", "invites", "known", "daemon"} {
+			if err := os.Remove(d.home.file(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return fmt.Errorf("purge: %w", err)
+			}
+		}
+	}
+	d.enforce()
+	return nil
+}
+
+// hostName is this machine's name as a roster may have it.
+func hostName() string {
+	name, _ := os.Hostname()
+	name, _, _ = strings.Cut(name, ".")
+	return identity.CleanName(name)
+}
+
+// addrWords shows addresses as people write them: host:port, once each.
+func addrWords(addrs []ma.Multiaddr) string {
+	var words []string
+	for _, a := range addrs {
+		w := hostPort(a)
+		found := false
+		for _, have := range words {
+			found = found || have == w
+		}
+		if !found {
+			words = append(words, w)
+		}
+	}
+	if len(words) == 0 {
+		return "no address"
+	}
+	return strings.Join(words, ", ")
+}

@@ -1,0 +1,257 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"fwd/identity"
+)
+
+// The network and who belongs to it: what only the owner's machine can do, and
+// admins have it do.
+
+// createNetwork makes this machine the owner of a new network.
+func (d *Daemon) createNetwork(name string, caps identity.Capability, emit func(Event)) error {
+	if name == "" {
+		name = hostName()
+	}
+	owner, err := identity.CreateNetwork(d.home.State, d.book, "home", d.self, name, caps|identity.Admin, d.now())
+	if err != nil {
+		return fmt.Errorf("create a network: %w", err)
+	}
+	d.mu.Lock()
+	d.owner = owner
+	d.mu.Unlock()
+	d.enforce()
+	d.log.Info("network created", "network", d.book.Current().Network)
+	if caps&identity.Relay == 0 {
+		emit(Event{Event: "progress", Message: "this machine belonged to no network, so it made one and owns it; to let another machine in: fwd invite"})
+	}
+	return nil
+}
+
+// invite carries out `fwd invite`.
+func (d *Daemon) invite(ctx context.Context, req InviteRequest, emit func(Event)) error {
+	return d.asOwner(ctx, "invite", req, emit, func(owner *identity.Owner) error {
+		opt, err := d.inviteOptions(req)
+		if err != nil {
+			return err
+		}
+		code, err := owner.Invite(opt, d.now())
+		if err != nil {
+			return fmt.Errorf("make an invite: %w", err)
+		}
+		emit(Event{Event: "invite", Invite: code.String(), Message: inviteStory(opt)})
+		return nil
+	})
+}
+
+func (d *Daemon) inviteOptions(req InviteRequest) (identity.InviteOptions, error) {
+	roster := d.book.Current()
+	opt := identity.InviteOptions{Uses: max(req.Uses, 1), Expires: req.Expires, For: req.For, Tags: req.Tags, Caps: identity.Member}
+	if opt.Expires == 0 {
+		opt.Expires = 24 * time.Hour
+	}
+	switch {
+	case len(req.Only) > 0:
+		opt.Caps = identity.Use
+		for _, word := range req.Only {
+			service, p, err := roster.Resolve(word)
+			if err != nil {
+				return opt, d.unknownName(word)
+			}
+			opt.Only = append(opt.Only, identity.Grant{Service: service, Peer: p})
+		}
+	case req.Device:
+		opt.Caps = identity.Device
+	case req.Relay:
+		opt.Caps = identity.Relay
+	}
+	if req.Admin {
+		opt.Caps |= identity.Member | identity.Admin
+	}
+	if req.Replace != "" {
+		p, err := roster.ResolvePeer(req.Replace)
+		if err != nil {
+			return opt, fail(ExitUnknownName, "unknown-name", "machines are listed by: fwd peers", "no machine %q in the network %q", req.Replace, roster.Name)
+		}
+		opt.Replace = p
+	}
+	opt.Via, opt.Addrs = d.contact(roster)
+	if len(opt.Addrs) == 0 {
+		return opt, fail(ExitFailed, "no-address", "start `fwd relay` on a VPS, or connect this machine to a LAN", "there is no address under which a new machine could reach this network")
+	}
+	return opt, nil
+}
+
+// contact is whom an invite names: this machine where it is the owner and can
+// be reached, else a relay.
+func (d *Daemon) contact(roster *identity.Sealed) (peer.ID, []multiaddr) {
+	for _, r := range roster.Relays {
+		if len(r.Addrs) > 0 {
+			return r.Peer, r.Addrs
+		}
+	}
+	return d.self, d.node.ReachableAddrs()
+}
+
+func inviteStory(opt identity.InviteOptions) string {
+	uses := "one machine"
+	if opt.Uses > 1 {
+		uses = fmt.Sprintf("%d machines", opt.Uses)
+	}
+	story := fmt.Sprintf("lets %s in within %s", uses, opt.Expires)
+	if len(opt.Only) > 0 {
+		story += ", as a guest of " + fmt.Sprint(len(opt.Only)) + " service(s)"
+	}
+	return story + "; there, run: fwd join"
+}
+
+// revoke carries out `fwd revoke`.
+func (d *Daemon) revoke(ctx context.Context, req RevokeRequest, emit func(Event)) error {
+	return d.asOwner(ctx, "revoke", req, emit, func(owner *identity.Owner) error {
+		p, err := d.resolvePeer(req.Peer)
+		if err != nil {
+			return err
+		}
+		if p == d.self {
+			return usage("hand the network over first: fwd owner move PEER", "the owner cannot revoke itself")
+		}
+		name := d.nameOf(p)
+		if err := owner.Revoke(p, d.now()); err != nil {
+			return fmt.Errorf("revoke %s: %w", name, err)
+		}
+		d.log.Info("revoked", "peer", p, "name", name)
+		emit(Event{Event: "result", Message: name + " is out of the network", Peer: p.String(), Machine: name})
+		return nil
+	})
+}
+
+// rename carries out `fwd rename`.
+func (d *Daemon) rename(ctx context.Context, req RenameRequest, emit func(Event)) error {
+	return d.asOwner(ctx, "rename", req, emit, func(owner *identity.Owner) error {
+		p, err := d.resolvePeer(req.Peer)
+		if err != nil {
+			return err
+		}
+		if err := identity.CheckName(req.Name); err != nil {
+			return usage("lower-case letters, digits and hyphens", "%v", err)
+		}
+		if err := owner.Rename(p, req.Name, d.now()); err != nil {
+			return fail(ExitFailed, "name-taken", "machines are listed by: fwd peers", "%v", err)
+		}
+		emit(Event{Event: "result", Message: "it is " + req.Name + " now", Peer: p.String(), Machine: req.Name})
+		return nil
+	})
+}
+
+func (d *Daemon) resolvePeer(word string) (peer.ID, error) {
+	roster := d.book.Current()
+	p, err := roster.ResolvePeer(word)
+	if err != nil {
+		return "", fail(ExitUnknownName, "unknown-name", "machines are listed by: fwd peers", "no machine %q in the network %q", word, roster.Name)
+	}
+	return p, nil
+}
+
+// trust accepts that a pinned name means another key now.
+func (d *Daemon) trust(req TrustRequest, emit func(Event)) error {
+	roster := d.book.Current()
+	if roster == nil {
+		return errNoNetwork
+	}
+	_, p, err := roster.Resolve(req.Name)
+	if err != nil {
+		return d.unknownName(req.Name)
+	}
+	if err := d.known.Trust(req.Name, p); err != nil {
+		return fmt.Errorf("trust %s: %w", req.Name, err)
+	}
+	emit(Event{Event: "result", Message: fmt.Sprintf("%s is %s (%s) from now on", req.Name, d.nameOf(p), p), Peer: p.String()})
+	return nil
+}
+
+// ownerExport carries out `fwd owner export`.
+func (d *Daemon) ownerExport(req OwnerExportRequest, emit func(Event)) error {
+	owner := d.currentOwner()
+	if owner == nil {
+		return fail(ExitRefused, "not-owner", "run it on the owner: fwd peers names it", "this machine does not hold the network key")
+	}
+	backup, err := owner.Export(req.Passphrase)
+	if err != nil {
+		return fmt.Errorf("export the network key: %w", err)
+	}
+	return emitResult(emit, "result", backup)
+}
+
+// ownerImport carries out `fwd owner import`. The newest roster that peers hold
+// is adopted first, so that an old backup cannot fork the network.
+func (d *Daemon) ownerImport(ctx context.Context, req OwnerImportRequest, emit func(Event)) error {
+	if d.currentOwner() != nil {
+		return usage("", "this machine already holds the key of %q", d.book.Current().Name)
+	}
+	if d.book.Current() != nil {
+		d.freshen(ctx)
+	}
+	owner, err := identity.Import(d.home.State, d.book, req.Backup, req.Passphrase, d.self, d.now())
+	if errors.Is(err, identity.ErrPassphrase) {
+		return fail(ExitRefused, "passphrase", "", "the passphrase does not open this backup")
+	} else if err != nil {
+		return fmt.Errorf("import the network key: %w", err)
+	}
+	d.mu.Lock()
+	d.owner = owner
+	d.mu.Unlock()
+	d.enforce()
+	s := d.book.Current()
+	emit(Event{Event: "result", Message: fmt.Sprintf("this machine owns %q now (term %d)", s.Name, s.Term)})
+	return nil
+}
+
+// leaveNetwork carries out `fwd leave`.
+func (d *Daemon) leaveNetwork(ctx context.Context, req LeaveRequest, emit func(Event)) error {
+	s := d.book.Current()
+	if s == nil && !req.Purge {
+		return errNoNetwork
+	}
+	if s != nil && d.currentOwner() != nil && !d.onlyOurs(s) {
+		return usage("keep the key first: fwd owner export, or hand over: fwd owner move PEER",
+			"this machine owns %q, and %d others depend on its key", s.Name, len(s.Entries)-1)
+	}
+	if s != nil && s.Owner != d.self {
+		// The owner takes us off the roster; where it is away we go all the same.
+		ctx, cancel := context.WithTimeout(ctx, claimWait)
+		defer cancel()
+		if err := d.ask(ctx, s.Owner, "leave", LeaveRequest{}, func(Event) {}); err != nil {
+			emit(Event{Event: "progress", Message: "the owner was not reached; ask it for: fwd revoke " + d.nameOf(d.self)})
+		}
+	}
+	if err := d.leave(req.Purge); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	for f := range d.forwards {
+		f.end(errWishEnded)
+	}
+	for _, svc := range d.services {
+		svc.end(errWishEnded)
+	}
+	d.mu.Unlock()
+	if req.Purge {
+		d.finish() // the identity it runs with is gone
+	}
+	return nil
+}
+
+// removeIfThere removes a file that may be missing.
+func removeIfThere(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,301 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
+
+	"fwd/identity"
+)
+
+// relayPort is where a relay listens, UDP and TCP: libp2p's customary port.
+const relayPort = 4001
+
+// A relayPlan is a RelayRequest understood.
+type relayPlan struct {
+	req      RelayRequest
+	listen   []ma.Multiaddr
+	announce []ma.Multiaddr
+}
+
+// planRelay parses the request and refuses a machine that nobody could reach.
+func planRelay(req RelayRequest) (*relayPlan, error) {
+	plan := &relayPlan{req: req}
+	words := req.Listen
+	if len(words) == 0 {
+		words = []string{strconv.Itoa(relayPort)}
+	}
+	for _, w := range words {
+		addrs, err := listenAddrs(w)
+		if err != nil {
+			return nil, err
+		}
+		plan.listen = append(plan.listen, addrs...)
+	}
+	port := portOf(plan.listen[0])
+	for _, w := range req.Announce {
+		if _, _, err := net.SplitHostPort(w); err != nil && !strings.HasPrefix(w, "/") {
+			w = net.JoinHostPort(strings.Trim(w, "[]"), port)
+		}
+		addrs, err := announceAddrs(w)
+		if err != nil {
+			return nil, err
+		}
+		plan.announce = append(plan.announce, addrs...)
+	}
+	if len(plan.announce) == 0 && !listensPublic(plan.listen) {
+		return nil, usage("fwd relay --announce HOST (its public address or, better, a domain name)",
+			"this machine has only private addresses, so its public one must be told (most clouds translate 1:1)")
+	}
+	return plan, nil
+}
+
+// listenAddrs reads "4001", "addr:4001" or a multiaddr. A port stands for UDP
+// (QUIC) and TCP, on IPv4 and IPv6.
+func listenAddrs(word string) ([]ma.Multiaddr, error) {
+	if strings.HasPrefix(word, "/") {
+		a, err := ma.NewMultiaddr(word)
+		if err != nil {
+			return nil, usage("a port, addr:port, or a multiaddr", "--listen %s: %v", word, err)
+		}
+		return []ma.Multiaddr{a}, nil
+	}
+	host, port, err := net.SplitHostPort(word)
+	if err != nil {
+		host, port = "", word
+	}
+	if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
+		return nil, usage("a port, addr:port, or a multiaddr", "--listen %s: no port", word)
+	}
+	hosts := []string{"0.0.0.0", "::"}
+	if host != "" {
+		hosts = []string{host}
+	}
+	var addrs []ma.Multiaddr
+	for _, h := range hosts {
+		ip, err := netip.ParseAddr(h)
+		if err != nil {
+			return nil, usage("an address of this machine; a name goes to --announce", "--listen %s: %v", word, err)
+		}
+		addrs = append(addrs, bothTransports(ipPrefix(ip), port)...)
+	}
+	return addrs, nil
+}
+
+// announceAddrs reads HOST:PORT, HOST being an address or a domain name.
+func announceAddrs(word string) ([]ma.Multiaddr, error) {
+	if strings.HasPrefix(word, "/") {
+		a, err := ma.NewMultiaddr(word)
+		if err != nil {
+			return nil, usage("HOST, HOST:PORT, or a multiaddr", "%s: %v", word, err)
+		}
+		return []ma.Multiaddr{a}, nil
+	}
+	host, port, err := net.SplitHostPort(word)
+	if err != nil {
+		host, port = strings.Trim(word, "[]"), strconv.Itoa(relayPort)
+	}
+	if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 || host == "" {
+		return nil, usage("HOST or HOST:PORT", "%s is no address", word)
+	}
+	prefix := "/dns/" + host
+	if ip, err := netip.ParseAddr(host); err == nil {
+		prefix = ipPrefix(ip)
+	}
+	addrs := bothTransports(prefix, port)
+	if len(addrs) == 0 {
+		return nil, usage("HOST or HOST:PORT", "%s is no address", word)
+	}
+	return addrs, nil
+}
+
+func ipPrefix(ip netip.Addr) string {
+	if ip.Is4() {
+		return "/ip4/" + ip.String()
+	}
+	return "/ip6/" + ip.String()
+}
+
+// bothTransports: QUIC first, for it is dialled first.
+func bothTransports(prefix, port string) []ma.Multiaddr {
+	var addrs []ma.Multiaddr
+	for _, suffix := range []string{"/udp/" + port + "/quic-v1", "/tcp/" + port} {
+		if a, err := ma.NewMultiaddr(prefix + suffix); err == nil {
+			addrs = append(addrs, a)
+		}
+	}
+	return addrs
+}
+
+func portOf(a ma.Multiaddr) string {
+	for _, code := range []int{ma.P_UDP, ma.P_TCP} {
+		if port, err := a.ValueForProtocol(code); err == nil {
+			return port
+		}
+	}
+	return strconv.Itoa(relayPort)
+}
+
+// listensPublic: at least one address that the relay listens on is reachable
+// from the internet as it is.
+func listensPublic(listen []ma.Multiaddr) bool {
+	for _, a := range listen {
+		if !manet.IsIPUnspecified(a) {
+			if manet.IsPublicAddr(a) {
+				return true
+			}
+			continue
+		}
+		ifaces, err := manet.InterfaceMultiaddrs()
+		if err != nil {
+			return false
+		}
+		for _, i := range ifaces {
+			if manet.IsPublicAddr(i) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// runRelay is the foreground's wish: a network to relay for (made, joined, or
+// the one of last time), our addresses on its roster, and the story told.
+func (d *Daemon) runRelay(ctx context.Context, plan *relayPlan, emit func(Event)) error {
+	if err := d.relayNetwork(ctx, plan, emit); err != nil {
+		return err
+	}
+	addrs := d.node.ReachableAddrs()
+	if err := d.announceRelay(ctx, addrs, emit); err != nil {
+		return err
+	}
+	d.relay.Refresh()
+	roster := d.book.Current()
+	emit(Event{Event: "relay", Peer: d.self.String(), Machine: d.nameOf(d.self), Message: roster.Name, Addrs: words(addrs)})
+	if d.onlyOurs(roster) {
+		// First start: the first machine is the admin's own.
+		err := d.invite(ctx, InviteRequest{Uses: plan.req.Uses, Admin: true}, emit)
+		if err != nil {
+			return err
+		}
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func (d *Daemon) relayNetwork(ctx context.Context, plan *relayPlan, emit func(Event)) error {
+	switch {
+	case plan.req.Invite != "":
+		return d.join(ctx, JoinRequest{Invite: plan.req.Invite, As: plan.req.Name}, emit)
+	case d.book.Current() == nil:
+		return d.createNetwork(plan.req.Name, identity.Member|identity.Relay, emit)
+	}
+	return nil
+}
+
+// announceRelay has our addresses put on the roster: by ourselves as the
+// owner, else by asking it. An owner that is away leaves the old ones standing.
+func (d *Daemon) announceRelay(ctx context.Context, addrs []ma.Multiaddr, emit func(Event)) error {
+	roster := d.book.Current()
+	e, _ := roster.Entry(d.self)
+	if e.Caps&identity.Relay == 0 && roster.Owner != d.self {
+		return fail(ExitRefused, "refused", "on "+d.admins(roster)+": fwd invite --relay", "this machine (%s) may not relay in %q", e.Name, roster.Name)
+	}
+	for _, r := range roster.Relays {
+		if r.Peer == d.self && sameAddrs(r.Addrs, addrs) {
+			return nil
+		}
+	}
+	info := identity.RelayInfo{Peer: d.self, Addrs: addrs}
+	if owner := d.currentOwner(); owner != nil {
+		if err := owner.SetRelay(info, d.now()); err != nil {
+			return fmt.Errorf("put this relay on the roster: %w", err)
+		}
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	err := d.ask(ctx, roster.Owner, "announce", AnnounceRequest{Addrs: words(addrs)}, emit)
+	var f *Failure
+	if errors.As(err, &f) && f.Exit == ExitUnreachable {
+		emit(Event{Event: "progress", Message: "the network's owner is away: peers learn this relay's address when it is back"})
+		return nil
+	}
+	return err
+}
+
+// AnnounceRequest is a relay asking the owner to put its addresses on the roster.
+type AnnounceRequest struct {
+	Addrs []string `json:"addrs"`
+}
+
+// grantAnnounce is the owner's half.
+func (d *Daemon) grantAnnounce(p peer.ID, req AnnounceRequest) error {
+	owner := d.currentOwner()
+	if owner == nil {
+		return fail(ExitRefused, "not-owner", "", "%s does not own the network", d.nameOf(d.self))
+	}
+	info := identity.RelayInfo{Peer: p}
+	for _, w := range req.Addrs {
+		a, err := ma.NewMultiaddr(w)
+		if err != nil {
+			return fmt.Errorf("read the relay's address: %w", err)
+		}
+		info.Addrs = append(info.Addrs, a)
+	}
+	return owner.SetRelay(info, d.now())
+}
+
+func sameAddrs(a, b []ma.Multiaddr) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if !a[i].Equal(b[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// yieldToForeground ends an idle background daemon of this home, so that a
+// command before `fwd relay` or `fwd up` does not bar it.
+func yieldToForeground(ctx context.Context, home Home) error {
+	c, err := Dial(ctx, home)
+	if errors.Is(err, ErrNoDaemon) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	pid := c.Greeting.PID
+	if err := c.Call(ctx, StopRequest{IfIdle: true}, nil); err != nil {
+		var f *Failure
+		if errors.As(err, &f) {
+			return fail(ExitFailed, "already-running", "end it first: fwd stop", "fwd already runs in %s (process %d) and is in use", home.State, pid)
+		}
+	}
+	// Its lock goes when the process does.
+	for wait := time.Now().Add(stopTimeout); time.Now().Before(wait) && ctx.Err() == nil; {
+		c, err := Dial(ctx, home)
+		if errors.Is(err, ErrNoDaemon) {
+			return nil
+		}
+		if err == nil {
+			c.Close()
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return nil
+}
+
+// stopTimeout is how long a daemon may take to end its sessions and go.
+const stopTimeout = 10 * time.Second

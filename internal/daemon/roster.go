@@ -1,0 +1,270 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	"golang.org/x/sync/errgroup"
+
+	"fwd/identity"
+)
+
+// How the roster spreads: whoever has a connection asks the other end what it
+// holds, and the newer one hands its roster over. That happens on every new
+// connection, before a relay is asked for a reservation, and to everyone
+// connected when this machine learns a new one. No server is needed.
+//
+//	asker    ▶ rosterHello        what I hold, perhaps a request
+//	answerer ▶ rosterReply        what I hold, my roster if newer; Want if older
+//	asker    ▶ rosterHandover     my roster, if wanted
+//	answerer closes
+
+const rosterProtocol = protocol.ID("/fwd/roster/1")
+
+// rosterTimeout bounds one exchange: two round trips and at most 2 MiB, on a
+// link of 1 Mbit/s or a lossy one.
+const rosterTimeout = 30 * time.Second
+
+// maxHello bounds the messages that carry no roster.
+const maxHello = 16 << 10
+
+type rosterHello struct {
+	Network   identity.NetworkID `json:"network"`
+	Term      uint64             `json:"term"`
+	Epoch     uint64             `json:"epoch"`
+	Heartbeat []byte             `json:"heartbeat,omitempty"`
+	Version   string             `json:"version,omitempty"`
+	Request   *Request           `json:"request,omitempty"` // for the answerer to carry out
+}
+
+type rosterReply struct {
+	identity.RosterMsg          // without Roster and Slices where the asker has them
+	Version            string   `json:"version,omitempty"`
+	Want               bool     `json:"want,omitempty"`
+	Events             []Event  `json:"events,omitempty"`  // the request's answer
+	Failure            *Failure `json:"failure,omitempty"` // or why not
+}
+
+// A sighting is what a peer said of itself when last met.
+type sighting struct {
+	at      time.Time
+	version string
+	epoch   uint64
+}
+
+func (d *Daemon) hello() rosterHello {
+	s := d.book.Current()
+	if s == nil {
+		return rosterHello{Version: Version()}
+	}
+	return rosterHello{Network: s.Network, Term: s.Term, Epoch: s.Epoch,
+		Heartbeat: d.book.Offer(d.self, time.Now()).Heartbeat, Version: Version()}
+}
+
+// olderThan tells whether a roster of term and epoch precedes ours.
+func (h rosterHello) olderThan(term, epoch uint64) bool {
+	return h.Term < term || h.Term == term && h.Epoch < epoch
+}
+
+// exchange compares rosters with p over a connection that is up.
+func (d *Daemon) exchange(ctx context.Context, p peer.ID) error {
+	_, err := d.rosterCall(ctx, p, d.hello())
+	return err
+}
+
+// rosterCall is the asker's half.
+func (d *Daemon) rosterCall(ctx context.Context, p peer.ID, mine rosterHello) (rosterReply, error) {
+	var reply rosterReply
+	ctx, cancel := context.WithTimeout(ctx, rosterTimeout)
+	defer cancel()
+	if mine.Network == "" {
+		return reply, errNoNetwork
+	}
+	// A circuit will do, and no dial: exchanges follow connections.
+	ctx = network.WithNoDial(network.WithAllowLimitedConn(ctx, "roster"), "roster")
+	s, err := d.node.Host().NewStream(ctx, p, rosterProtocol)
+	if err != nil {
+		return reply, fmt.Errorf("compare rosters with %s: %w", d.nameOf(p), err)
+	}
+	defer s.Close()
+	deadline, _ := ctx.Deadline()
+	s.SetDeadline(deadline)
+	err = identity.WriteMsg(s, mine)
+	if err == nil {
+		err = identity.ReadMsg(s, identity.MaxRosterMsg, &reply)
+	}
+	if err == nil && reply.Want {
+		err = identity.WriteMsg(s, d.book.Offer(p, time.Now()))
+	}
+	if err != nil {
+		s.Reset()
+		return reply, fmt.Errorf("compare rosters with %s: %w", d.nameOf(p), err)
+	}
+	d.learn(p, reply.RosterMsg, reply.Version)
+	return reply, nil
+}
+
+// serveRoster is the answerer's half. A stranger is told nothing, but may hand
+// over a roster that is newer than ours and names it.
+func (d *Daemon) serveRoster(s network.Stream) {
+	defer s.Close()
+	s.SetDeadline(time.Now().Add(rosterTimeout))
+	p := s.Conn().RemotePeer()
+	var theirs rosterHello
+	if identity.ReadMsg(s, maxHello, &theirs) != nil {
+		s.Reset()
+		return
+	}
+	current := d.book.Current()
+	if current == nil || theirs.Network != current.Network {
+		s.Reset()
+		return
+	}
+	reply := rosterReply{Want: d.hello().olderThan(theirs.Term, theirs.Epoch)}
+	if d.book.Member(p, time.Now()) {
+		reply.Version = Version()
+		if theirs.Request != nil {
+			// Before the offer, so that the asker sees the outcome at once.
+			reply.Events, reply.Failure = d.carryOut(p, *theirs.Request)
+		}
+		reply.RosterMsg = d.book.Offer(p, time.Now())
+		if !theirs.olderThan(reply.Term, reply.Epoch) {
+			reply.Roster, reply.Slices = nil, nil
+		}
+	} else if !reply.Want {
+		s.Reset()
+		return
+	}
+	if identity.WriteMsg(s, reply) != nil {
+		s.Reset()
+		return
+	}
+	given := identity.RosterMsg{Term: theirs.Term, Epoch: theirs.Epoch, Heartbeat: theirs.Heartbeat}
+	if reply.Want && identity.ReadMsg(s, identity.MaxRosterMsg, &given) != nil {
+		s.Reset()
+		return
+	}
+	d.learn(p, given, theirs.Version)
+}
+
+// learn takes what p offered, and notes that it was met.
+func (d *Daemon) learn(p peer.ID, offer identity.RosterMsg, version string) {
+	_, err := d.book.Take(offer)
+	if errors.Is(err, identity.ErrConflict) {
+		// Two rosters of one number: a key in two places, or one restored. Its
+		// holder signs the next, and the network is of one mind again.
+		if owner := d.currentOwner(); owner != nil {
+			_, err = owner.Update(d.now(), func(*identity.Roster) error { return nil })
+		}
+	}
+	if err != nil {
+		d.log.Warn("roster refused", "from", d.nameOf(p), "err", err)
+	}
+	if d.book.Member(p, time.Now()) {
+		d.mu.Lock()
+		d.seen[p] = sighting{at: time.Now(), version: version, epoch: offer.Epoch}
+		d.mu.Unlock()
+	}
+}
+
+// followRoster acts on every new roster until ctx ends: connections, relays
+// and sessions that it does not allow end, and everyone connected is told.
+func (d *Daemon) followRoster(ctx context.Context) error {
+	changes, stop := d.book.Watch()
+	defer stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changes:
+		}
+		d.enforce()
+		d.tellEveryone(ctx)
+	}
+}
+
+// tellEveryone exchanges with all connected peers at once, for the slowest
+// must not keep a revocation from the others.
+func (d *Daemon) tellEveryone(ctx context.Context) {
+	var g errgroup.Group
+	g.SetLimit(64) // streams at a time: a relay may have thousands of peers
+	for _, p := range d.node.Connected() {
+		if !d.book.Member(p, time.Now()) {
+			continue
+		}
+		g.Go(func() error {
+			if err := d.exchange(ctx, p); err != nil {
+				d.log.Debug("tell a peer of the new roster", "err", err)
+			}
+			return nil
+		})
+	}
+	g.Wait()
+}
+
+// enforce ends what the roster or the lists no longer allow.
+func (d *Daemon) enforce() {
+	d.node.Refresh()
+	if d.relay != nil {
+		d.relay.Refresh()
+	}
+	d.sessions.Cut(func(p peer.ID, service string, role session.Role) bool {
+		if !d.book.Member(p, time.Now()) {
+			return true
+		}
+		if service == "" || role == session.Entry {
+			return false // what a peer lets us use is decided there
+		}
+		_, err := d.lookup(p, service)
+		return err != nil
+	}, errRevoked)
+}
+
+var (
+	errRevoked   = errors.New("no longer allowed")
+	errNoNetwork = fail(ExitUsage, "no-network", "fwd join INVITE, or make a network: fwd relay (on a VPS), fwd expose (on a LAN)",
+		"this machine belongs to no network yet")
+)
+
+// heartbeats: the owner signs "epoch N at time T" each hour, so that nobody can
+// withhold a revocation unseen; it travels with the exchanges.
+func (d *Daemon) heartbeats(ctx context.Context) error {
+	tick := time.NewTicker(heartbeatEvery)
+	defer tick.Stop()
+	for {
+		d.mu.Lock()
+		owner := d.owner
+		d.mu.Unlock()
+		if owner != nil {
+			if _, err := owner.Heartbeat(d.now()); err != nil {
+				d.log.Warn("sign the hourly heartbeat", "err", err)
+			}
+			d.tellEveryone(ctx)
+		} else if at := d.book.Fresh(); !at.IsZero() && time.Since(at) > identity.StaleWarn {
+			d.log.Warn("no sign of the network's owner; a revocation may be withheld", "since", at)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// heartbeatEvery is DESIGN.md §4's.
+const heartbeatEvery = time.Hour
+
+// nameOf is how a peer is called in messages: its machine's name, else its ID.
+func (d *Daemon) nameOf(p peer.ID) string {
+	if s := d.book.Current(); s != nil {
+		if e, ok := s.Entry(p); ok && e.Name != "" {
+			return e.Name
+		}
+	}
+	return p.String()
+}

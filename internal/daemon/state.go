@@ -1,0 +1,93 @@
+package daemon
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"sync"
+
+	"fwd/identity"
+)
+
+// state is what the daemon itself remembers between runs, in the file
+// `daemon`: nothing in it is secret, and losing it costs no access.
+type state struct {
+	mu   sync.Mutex
+	path string
+	stateFile
+}
+
+type stateFile struct {
+	// Port is the UDP and TCP port to listen on, drawn once: a port that stays
+	// lets a router keep its mapping and a person forward it by hand.
+	Port int `json:"port,omitempty"`
+	// Locals: the local address that a service was last connected at without
+	// one being asked for.
+	Locals map[string]string `json:"locals,omitempty"`
+	// Allowed and Denied are what `fwd allow` and `fwd deny` said, by service;
+	// they outlive restarts, and a deny beats everything.
+	Allowed map[string][]string `json:"allowed,omitempty"`
+	Denied  map[string][]string `json:"denied,omitempty"`
+}
+
+func openState(path string) (*state, error) {
+	s := &state{path: path}
+	data, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	default:
+		// A deny that cannot be read must not turn into an allow.
+		if err := json.Unmarshal(data, &s.stateFile); err != nil {
+			return nil, usage("repair it, or move it away and repeat your allow and deny commands",
+				"%s is damaged: %v", path, err)
+		}
+	}
+	return s, nil
+}
+
+// change applies f and has it on disk before it returns.
+func (s *state) change(f func(*stateFile)) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	next := s.clone()
+	f(&next)
+	data, err := json.MarshalIndent(next, "", "\t")
+	if err != nil {
+		return fmt.Errorf("encode the daemon's state: %w", err)
+	}
+	if err := identity.WriteFile(s.path, append(data, '\n'), 0o600); err != nil {
+		return fmt.Errorf("keep the daemon's state: %w", err)
+	}
+	s.stateFile = next
+	return nil
+}
+
+// get hands f the state to read.
+func (s *state) get(f func(stateFile)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f(s.stateFile)
+}
+
+func (s *state) clone() stateFile {
+	c := s.stateFile
+	c.Locals = map[string]string{}
+	for k, v := range s.Locals {
+		c.Locals[k] = v
+	}
+	c.Allowed, c.Denied = cloneLists(s.Allowed), cloneLists(s.Denied)
+	return c
+}
+
+func cloneLists(m map[string][]string) map[string][]string {
+	c := map[string][]string{}
+	for k, v := range m {
+		c[k] = slices.Clone(v)
+	}
+	return c
+}
