@@ -1,0 +1,63 @@
+package daemon
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestCommandOfNamesTheRequest(t *testing.T) {
+	for want, request := range map[string]any{
+		"expose":       ExposeRequest{},
+		"owner-export": OwnerExportRequest{},
+		"ls":           LsRequest{},
+	} {
+		if got := commandOf(request); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+func TestDialWithoutADaemonSaysSoAtOnce(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	_, err := Dial(ctx, Home{State: t.TempDir()})
+	if !errors.Is(err, ErrNoDaemon) || failureOf(err).Exit != ExitNoDaemon {
+		t.Errorf("got %v, want ErrNoDaemon", err)
+	}
+}
+
+func TestALineOfTheControlAPIIsBounded(t *testing.T) {
+	var req Request
+	r := bufio.NewReader(strings.NewReader(`{"command":"` + strings.Repeat("x", 1<<20) + `"}` + "\n"))
+	if err := readLine(r, 1<<10, &req); err == nil {
+		t.Error("a line of 1 MiB was read with a limit of 1 KiB")
+	}
+}
+
+func TestALongHomeStillHasASocket(t *testing.T) {
+	home := Home{State: "/" + strings.Repeat("long/", 40)}
+	if n := len(home.Socket()); n > maxSocketPath {
+		t.Errorf("socket path of %d bytes", n)
+	}
+}
+
+// FuzzRequest: whatever a client writes, the daemon answers or hangs up.
+func FuzzRequest(f *testing.F) {
+	f.Add(`{"api":1,"command":"expose","args":{"target":"22"}}`)
+	f.Add(`{"command":"connect","args":{"local":"-"}}`)
+	f.Add(`{"command":"allow","args":[]}`)
+	f.Fuzz(func(t *testing.T, line string) {
+		var req Request
+		if readLine(bufio.NewReader(strings.NewReader(line+"\n")), maxRequest, &req) != nil {
+			return
+		}
+		wantsStream(req)
+		with(req, func(ExposeRequest) error { return nil })
+		with(req, func(ConnectRequest) error { return nil })
+		with(req, func(InviteRequest) error { return nil })
+	})
+}
