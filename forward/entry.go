@@ -1,0 +1,160 @@
+package forward
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"fwd/forward/session"
+)
+
+// An Entry accepts local connections and carries each to a peer's service.
+type Entry struct {
+	// Listener gives the local connections, TCP or unix (they need CloseWrite).
+	// Serve closes it.
+	Listener net.Listener
+
+	// Dial opens a session to the service. It should wait for a path until ctx
+	// ends, which is Wait after the local connection came.
+	Dial func(ctx context.Context) (Conn, error)
+
+	// Wait replaces [DialWait] if it is not zero.
+	Wait time.Duration
+
+	// OnSession, if not nil, is called with each session once it is open. What it
+	// returns, if not nil, is called when the session has ended.
+	OnSession func(local net.Conn, session Conn) (ended func(sent, received int64, err error))
+
+	// Log gets one line for each connection that failed, nil for none. Give it the
+	// attributes "service" and "peer".
+	Log *slog.Logger
+}
+
+// Serve accepts connections until ctx ends, then resets those that are open, and
+// returns when all have ended: nil if ctx ended it, else why the listener gave up.
+func (e *Entry) Serve(ctx context.Context) error {
+	log := logger(e.Log).With("local", e.Listener.Addr().String())
+	var sessions sync.WaitGroup
+	defer sessions.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer e.Listener.Close()
+	stop := context.AfterFunc(ctx, func() { e.Listener.Close() })
+	defer stop()
+
+	var pause backoff
+	for {
+		c, err := e.Listener.Accept()
+		if err == nil {
+			pause.reset()
+			sessions.Go(func() { e.serveConn(ctx, log, c) })
+			continue
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		// No descriptors or memory left (EMFILE, ENOBUFS), or a client that went
+		// before it was accepted: the next one may fare better.
+		if pause.first() {
+			log.Warn("cannot accept connections now", "err", err)
+		}
+		if !pause.wait(ctx) {
+			return nil
+		}
+	}
+}
+
+// serveConn takes one local connection to the service and stays until it has ended.
+func (e *Entry) serveConn(ctx context.Context, log *slog.Logger, c net.Conn) {
+	local, ok := c.(Conn)
+	if !ok {
+		log.Error("listener gives connections without half-close", "client", addrOf(c))
+		Reset(c)
+		return
+	}
+	if tc, ok := c.(*net.TCPConn); ok {
+		tc.SetKeepAliveConfig(keepAlive)
+	}
+	far, err := e.dial(ctx)
+	if err != nil {
+		Reset(local)
+		if ctx.Err() == nil {
+			log.Warn("no session for a local connection", "client", addrOf(c), "err", err)
+		}
+		return
+	}
+	ended := func(sent, received int64, err error) {}
+	if e.OnSession != nil {
+		if f := e.OnSession(local, far); f != nil {
+			ended = f
+		}
+	}
+	sent, received, err := copyUntil(ctx, local, far)
+	ended(sent, received, err)
+	if err != nil {
+		level := slog.LevelDebug // programs abort connections every day
+		if refused := new(session.RefusedError); errors.As(err, &refused) {
+			level = slog.LevelWarn
+		}
+		log.Log(ctx, level, "session failed", "client", addrOf(c), "sent", sent, "received", received, "err", err)
+	}
+}
+
+func (e *Entry) dial(ctx context.Context) (Conn, error) {
+	wait := e.Wait
+	if wait == 0 {
+		wait = DialWait
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	return e.Dial(ctx)
+}
+
+// copyUntil is Copy, ended by reset when ctx ends.
+func copyUntil(ctx context.Context, a, b Conn) (aToB, bToA int64, err error) {
+	stop := context.AfterFunc(ctx, func() {
+		Reset(a)
+		Reset(b)
+	})
+	defer stop()
+	return Copy(a, b)
+}
+
+// A backoff paces an accept loop that fails: 5 ms, doubling up to 1 s, as net/http
+// does it.
+type backoff struct{ d time.Duration }
+
+func (b *backoff) first() bool { return b.d == 0 }
+func (b *backoff) reset()      { b.d = 0 }
+
+// wait pauses, and reports false when ctx ended it.
+func (b *backoff) wait(ctx context.Context) bool {
+	b.d = min(max(2*b.d, 5*time.Millisecond), time.Second)
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(b.d):
+		return true
+	}
+}
+
+// addrOf is the far address of an accepted connection; a unix socket's client has none.
+func addrOf(c net.Conn) string {
+	if a := c.RemoteAddr(); a != nil {
+		return a.String()
+	}
+	return ""
+}
+
+func logger(l *slog.Logger) *slog.Logger {
+	if l == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return l
+}

@@ -1,0 +1,188 @@
+package forward
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// A Local is where an entry accepts connections. Its text form is one of
+//
+//	2222             port on this machine alone, printed as 127.0.0.1:2222; 0: any free one
+//	addr:2222        port on one address; 0.0.0.0:2222 on all of them
+//	unix:/path       unix socket, which only this user may open
+//	-                standard input and output, one connection
+//
+// What String prints ParseLocal reads back as the same Local.
+type Local struct {
+	Network string // "tcp", "unix" or "stdio"
+	Address string // host:port or path; empty for stdio
+}
+
+// Stdio is the Local written as "-".
+var Stdio = Local{Network: "stdio"}
+
+// ParseLocal reads a local address's text form. Its errors say what to write instead.
+func ParseLocal(s string) (Local, error) {
+	l, err := parseLocal(s)
+	if err != nil {
+		return Local{}, fmt.Errorf("local address %q: %w", s, err)
+	}
+	return l, nil
+}
+
+func parseLocal(s string) (Local, error) {
+	if s == "" {
+		return Local{}, fmt.Errorf("is empty; write a port (2222), addr:port, unix:/path, or -")
+	}
+	if s == "-" {
+		return Stdio, nil
+	}
+	if path, ok := strings.CutPrefix(s, "unix:"); ok {
+		return Local{"unix", path}, checkSocketPath(path)
+	}
+	if strings.Contains(s, "://") {
+		return Local{}, fmt.Errorf("is a URL; write only its port")
+	}
+	if strings.HasPrefix(s, "/") {
+		return Local{}, fmt.Errorf("for a unix socket write unix:%s", s)
+	}
+	if !strings.Contains(s, ":") {
+		port, err := parseListenPort(s)
+		if err != nil {
+			return Local{}, err
+		}
+		return Local{"tcp", joinHostPort("127.0.0.1", port)}, nil
+	}
+	host, port, err := splitHostPort(s)
+	if err != nil {
+		return Local{}, err
+	}
+	if host == "" {
+		return Local{}, fmt.Errorf("for this machine alone write %s, for every network it is on 0.0.0.0:%s", port, port)
+	}
+	if _, err := netip.ParseAddr(host); err != nil && host != "localhost" {
+		return Local{}, fmt.Errorf("%q is no address of this machine; write an IP address, or only the port", host)
+	}
+	n, err := parseListenPort(port)
+	if err != nil {
+		return Local{}, err
+	}
+	return Local{"tcp", joinHostPort(host, n)}, nil
+}
+
+func parseListenPort(s string) (int, error) {
+	if s == "0" {
+		return 0, nil
+	}
+	return parsePort(s)
+}
+
+// String is the text form.
+func (l Local) String() string {
+	switch l.Network {
+	case "unix":
+		return "unix:" + l.Address
+	case "stdio":
+		return "-"
+	}
+	return l.Address
+}
+
+// Port is the port, 0 for any free one and for what has none.
+func (l Local) Port() int { return portOf(l.Network, l.Address) }
+
+// Bound is the Local of an address that Listen gave, with the port the system chose.
+func Bound(addr net.Addr) Local { return Local{Network: addr.Network(), Address: addr.String()} }
+
+// A ListenError says that a local address is not available, and what would be.
+type ListenError struct {
+	Local Local
+	Hint  string // empty if there is nothing to suggest
+	Err   error
+}
+
+func (e *ListenError) Error() string {
+	if errors.Is(e.Err, syscall.EADDRINUSE) {
+		return fmt.Sprintf("local address %s is in use by another program", e.Local)
+	}
+	var sys syscall.Errno
+	if errors.As(e.Err, &sys) {
+		return fmt.Sprintf("cannot listen on %s: %v", e.Local, sys)
+	}
+	return fmt.Sprintf("cannot listen on %s: %v", e.Local, e.Err)
+}
+
+func (e *ListenError) Unwrap() error { return e.Err }
+
+// Listen opens the local address. A unix socket is made for this user alone; one left
+// behind by a dead program is replaced, one in use or a file of another kind is not.
+// The error is a *ListenError.
+func (l Local) Listen() (net.Listener, error) {
+	var ln net.Listener
+	var err error
+	switch l.Network {
+	case "tcp":
+		ln, err = net.Listen("tcp", l.Address)
+	case "unix":
+		ln, err = listenUnix(l.Address)
+	default:
+		err = fmt.Errorf("%s is not listened on", l)
+	}
+	if err != nil {
+		return nil, &ListenError{Local: l, Hint: l.listenHint(err), Err: err}
+	}
+	return ln, nil
+}
+
+func (l Local) listenHint(err error) string {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE) && l.Network == "tcp":
+		return "name another port, or 0 for any free one"
+	case errors.Is(err, os.ErrPermission) && l.Network == "tcp" && l.Port() < 1024:
+		return "ports below 1024 need privileges; name one from 1024 up, for example " + strconv.Itoa(l.Port()+8000)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return "this machine does not have that address; 0.0.0.0 means all it has"
+	case errors.Is(err, os.ErrNotExist):
+		return "make the socket's folder first"
+	}
+	return ""
+}
+
+// probeTimeout is how long a unix socket may take to show that somebody listens on it:
+// 1 s; a live one answers from the kernel's queue at once.
+const probeTimeout = time.Second
+
+func listenUnix(path string) (net.Listener, error) {
+	if info, err := os.Lstat(path); err == nil {
+		if info.Mode()&os.ModeSocket == 0 {
+			return nil, fmt.Errorf("the file is there already and is no socket")
+		}
+		c, err := net.DialTimeout("unix", path, probeTimeout)
+		if err == nil {
+			c.Close()
+			return nil, syscall.EADDRINUSE
+		}
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			return nil, syscall.EADDRINUSE // somebody's, or not ours to judge
+		}
+		if err := os.Remove(path); err != nil {
+			return nil, err
+		}
+	}
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		ln.Close()
+		return nil, err
+	}
+	return ln, nil
+}

@@ -1,0 +1,200 @@
+package forward
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// A Target is what an exit dials. Its text form is one of
+//
+//	22               port of this machine, printed as 127.0.0.1:22
+//	host:22          name, IPv4 or [IPv6] address of a machine the exit can reach
+//	unix:/path       unix socket
+//	53/udp           parsed, but not carried yet; /tcp may be written and is not printed
+//
+// What String prints ParseTarget reads back as the same Target.
+type Target struct {
+	Network string // "tcp" or "unix"
+	Address string // host:port or path, as net.Dial takes them
+}
+
+// ParseTarget reads a target's text form. Its errors say what to write instead.
+func ParseTarget(s string) (Target, error) {
+	t, err := parseTarget(s)
+	if err != nil {
+		return Target{}, fmt.Errorf("target %q: %w", s, err)
+	}
+	if t.Network == "udp" {
+		return Target{}, fmt.Errorf("target %q: UDP is not carried yet; TCP and unix sockets are", s)
+	}
+	return t, nil
+}
+
+func parseTarget(s string) (Target, error) {
+	if s == "" {
+		return Target{}, fmt.Errorf("is empty; write a port (22), host:port, or unix:/path")
+	}
+	if path, ok := strings.CutPrefix(s, "unix:"); ok {
+		return Target{"unix", path}, checkSocketPath(path)
+	}
+	if strings.Contains(s, "://") {
+		return Target{}, fmt.Errorf("is a URL; write only its host:port")
+	}
+	if strings.HasPrefix(s, "/") {
+		return Target{}, fmt.Errorf("for a unix socket write unix:%s", s)
+	}
+	network := "tcp"
+	addr, suffix, ok := strings.Cut(s, "/")
+	if ok {
+		if suffix != "tcp" && suffix != "udp" {
+			return Target{}, fmt.Errorf("%q is no protocol; write /tcp, /udp, or nothing for TCP", suffix)
+		}
+		network = suffix
+	}
+	if !strings.Contains(addr, ":") {
+		port, err := parsePort(addr)
+		if err != nil {
+			return Target{}, err
+		}
+		return Target{network, joinHostPort("127.0.0.1", port)}, nil
+	}
+	host, port, err := splitHostPort(addr)
+	if err != nil {
+		return Target{}, err
+	}
+	if host == "" {
+		return Target{}, fmt.Errorf("has no host; for this machine write only the port, %s", port)
+	}
+	if err := checkHost(host); err != nil {
+		return Target{}, err
+	}
+	n, err := parsePort(port)
+	if err != nil {
+		return Target{}, err
+	}
+	return Target{network, joinHostPort(host, n)}, nil
+}
+
+// String is the text form.
+func (t Target) String() string {
+	if t.Network == "unix" {
+		return "unix:" + t.Address
+	}
+	if t.Network == "udp" {
+		return t.Address + "/udp"
+	}
+	return t.Address
+}
+
+// Port is the target's port, 0 for a unix socket.
+func (t Target) Port() int { return portOf(t.Network, t.Address) }
+
+// Dial connects to the target, within [TargetTimeout].
+func (t Target) Dial(ctx context.Context) (Conn, error) {
+	d := net.Dialer{Timeout: TargetTimeout, KeepAliveConfig: keepAlive}
+	c, err := d.DialContext(ctx, t.Network, t.Address)
+	if err != nil {
+		return nil, err // says "dial tcp 127.0.0.1:22: …"
+	}
+	return c.(Conn), nil
+}
+
+// maxSocketPath is the longest unix socket path that every system takes: 103 bytes,
+// macOS's sun_path of 104 without its final zero (Linux has 108).
+const maxSocketPath = 103
+
+func checkSocketPath(path string) error {
+	switch {
+	case path == "":
+		return fmt.Errorf("has no path; write unix:/path/to/socket")
+	case !filepath.IsAbs(path) && !strings.HasPrefix(path, "/"):
+		return fmt.Errorf("a unix socket needs its whole path, unix:/path/to/socket")
+	case strings.ContainsFunc(path, isControl):
+		return fmt.Errorf("the path contains a control character")
+	case len(path) > maxSocketPath:
+		return fmt.Errorf("the path has %d bytes; systems allow a unix socket %d", len(path), maxSocketPath)
+	}
+	return nil
+}
+
+// maxHost is the longest DNS name, 253 bytes (RFC 1035, section 2.3.4).
+const maxHost = 253
+
+func checkHost(host string) error {
+	if _, err := netip.ParseAddr(host); err == nil {
+		return nil
+	}
+	bad := func(r rune) bool {
+		return !(r == '-' || r == '_' || r == '.' || '0' <= r && r <= '9' || 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || r >= 0x80)
+	}
+	if strings.ContainsFunc(host, bad) || len(host) > maxHost || strings.HasPrefix(host, "-") {
+		return fmt.Errorf("%q is no host name or address", host)
+	}
+	return nil
+}
+
+// splitHostPort splits at the last colon and wants an IPv6 address in brackets.
+func splitHostPort(s string) (host, port string, err error) {
+	host, port, err = net.SplitHostPort(s)
+	if err == nil {
+		if addr, perr := netip.ParseAddr(host); strings.HasPrefix(s, "[") && (perr != nil || !addr.Is6()) {
+			return "", "", fmt.Errorf("%q in brackets is no IPv6 address", host)
+		}
+		return host, port, nil
+	}
+	if addr, perr := netip.ParseAddr(s); perr == nil && addr.Is6() {
+		return "", "", fmt.Errorf("has no port; write [%s]:PORT", s)
+	}
+	if i := strings.LastIndexByte(s, ':'); strings.Count(s, ":") > 1 {
+		if addr, perr := netip.ParseAddr(s[:i]); perr == nil && addr.Is6() {
+			return "", "", fmt.Errorf("an IPv6 address stands in brackets; write [%s]:%s", s[:i], s[i+1:])
+		}
+	}
+	return "", "", fmt.Errorf("is not host:port")
+}
+
+func joinHostPort(host string, port int) string {
+	return net.JoinHostPort(host, strconv.Itoa(port))
+}
+
+// parsePort reads a TCP or UDP port, 1 to 65535.
+func parsePort(s string) (int, error) {
+	n, err := strconv.ParseUint(s, 10, 16)
+	switch {
+	case s == "":
+		return 0, fmt.Errorf("has no port")
+	case isRange(s):
+		return 0, fmt.Errorf("ranges of ports are not carried yet; name each port by itself")
+	case err != nil && strings.ContainsFunc(s, notDigit):
+		return 0, fmt.Errorf("%q is no port number", s)
+	case err != nil || n == 0:
+		return 0, fmt.Errorf("port %s is outside 1 to 65535", s)
+	}
+	return int(n), nil
+}
+
+func isRange(s string) bool {
+	from, to, ok := strings.Cut(s, "-")
+	return ok && from != "" && to != "" && !strings.ContainsFunc(from+to, notDigit)
+}
+
+func notDigit(r rune) bool  { return r < '0' || r > '9' }
+func isControl(r rune) bool { return r < ' ' || r == 0x7f }
+
+// portOf is the port of an address that was parsed here, 0 if it has none.
+func portOf(network, address string) int {
+	if network == "unix" {
+		return 0
+	}
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return 0
+	}
+	n, _ := strconv.Atoi(port)
+	return n
+}
