@@ -41,9 +41,13 @@ func Copy(a, b Conn) (aToB, bToA int64, err error) {
 	aToB = p.copyHalf(b, a)
 	bToA = <-other
 
-	if err := p.failure(); err != nil {
+	if p.err != nil { // both directions have ended, p is ours alone
+		if p.drainUntil.Load() != nil {
+			// The reset would overtake what the direction that ended well delivered.
+			time.Sleep(time.Until(p.endedAt.Add(drainTime)))
+		}
 		p.reset()
-		return aToB, bToA, err
+		return aToB, bToA, p.err
 	}
 	a.Close()
 	b.Close()
@@ -56,8 +60,9 @@ type pair struct {
 
 	drainUntil atomic.Pointer[time.Time] // set once a write failed
 
-	mu  sync.Mutex
-	err error // the first failure; later ones are its consequences
+	mu      sync.Mutex
+	err     error     // the first failure; later ones are its consequences
+	endedAt time.Time // when a direction last ended well
 }
 
 // copyHalf carries src to dst until src ends or either fails, and returns how many
@@ -84,10 +89,8 @@ func (p *pair) copyHalf(dst, src Conn) (n int64) {
 		case readErr == io.EOF:
 			if err := dst.CloseWrite(); err != nil {
 				p.failWrite(dst, src, err)
-			} else if until := p.drainUntil.Load(); until != nil {
-				// The opposite direction is broken and the reset to come would
-				// overtake what was just delivered.
-				time.Sleep(time.Until(*until))
+			} else {
+				p.end()
 			}
 			return n
 		default:
@@ -143,10 +146,10 @@ func (p *pair) fail(err error) {
 	}
 }
 
-func (p *pair) failure() error {
+func (p *pair) end() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.err
+	p.endedAt = time.Now()
 }
 
 func (p *pair) reset() {
