@@ -1,0 +1,66 @@
+package node
+
+import "time"
+
+// Which of several connections to a peer is its path (nat.md §5). A pure function of what was measured.
+
+const (
+	// A relayed connection is preferred to a direct one only where the latter is slower by both.
+	worseFactor = 1.5
+	worseBy     = 50 * time.Millisecond
+	// Within a class a connection is better if it is faster by a tenth and by 5 ms …
+	betterFactor = 0.9
+	betterBy     = 5 * time.Millisecond
+	// … at two measurements running: latency jitters, and each change costs a resume of the lanes.
+	betterTimes = 2
+)
+
+// class orders kinds of connections; a lower one wins unless it is clearly slower.
+type class int
+
+const (
+	onLAN class = iota
+	overInternet
+	overRelay
+)
+
+// measured is what is known about one connection.
+type measured struct {
+	class  class
+	quic   bool          // wins a tie: it survives changes of address
+	rtt    time.Duration // 0: no answer yet
+	silent bool          // suspected dead; used only if nothing else is there
+}
+
+// beats says whether a should be used rather than b.
+func (a measured) beats(b measured) bool {
+	switch {
+	case a.silent != b.silent:
+		return b.silent
+	case (a.rtt == 0) != (b.rtt == 0):
+		return b.rtt == 0 // one that has answered is proved in both directions
+	case a.class < b.class:
+		return !clearlyWorse(a.rtt, b.rtt)
+	case a.class > b.class:
+		return clearlyWorse(b.rtt, a.rtt)
+	case clearlyBetter(a.rtt, b.rtt):
+		return true
+	case clearlyBetter(b.rtt, a.rtt):
+		return false
+	}
+	return a.quic && !b.quic
+}
+
+// urgent says whether the change from b to a cannot wait for a second measurement: b is not usable, or
+// a is of another class.
+func (a measured) urgent(b measured) bool {
+	return a.silent != b.silent || b.rtt == 0 || a.class < b.class
+}
+
+func clearlyWorse(a, b time.Duration) bool {
+	return float64(a) > worseFactor*float64(b) && a > b+worseBy
+}
+
+func clearlyBetter(a, b time.Duration) bool {
+	return float64(a) < betterFactor*float64(b) && a+betterBy <= b
+}

@@ -1,0 +1,324 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/peerstore"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/libp2p/go-libp2p/p2p/net/swarm"
+	ma "github.com/multiformats/go-multiaddr"
+	madns "github.com/multiformats/go-multiaddr-dns"
+)
+
+const (
+	// dialWithin is how long one address may take, attemptWithin all that is tried in one Connect: two
+	// rounds of packet loss on a slow wire.
+	dialWithin    = 10 * time.Second
+	attemptWithin = 15 * time.Second
+	// maxDials is how many addresses one attempt tries; discovery's answers are hints from others.
+	maxDials = 32
+	// tcpAfter is how long TCP waits for QUIC to the same peer, in a race among direct addresses.
+	tcpAfter = 250 * time.Millisecond
+	// relayTarries is when a relay's connection is asked for a sign of life, while a circuit is dialled.
+	relayTarries = time.Second
+	// maxKnown is how many last good addresses are kept for a peer.
+	maxKnown = 4
+	// knownFor is how long addresses stay in the peer store.
+	knownFor = 10 * time.Minute
+)
+
+// rankDials dials all addresses at once, TCP a little later. Relays are not held back, as the library
+// would by 500 ms: they are what works first.
+func rankDials(addrs []ma.Multiaddr) []network.AddrDelay {
+	out := make([]network.AddrDelay, 0, len(addrs))
+	quic := false
+	for _, a := range addrs {
+		quic = quic || relayOf(a) == "" && transportOf(a) == "quic-v1"
+	}
+	for _, a := range addrs {
+		d := network.AddrDelay{Addr: a}
+		if quic && relayOf(a) == "" && transportOf(a) == "tcp" {
+			d.Delay = tcpAfter
+		}
+		out = append(out, d)
+	}
+	return out
+}
+
+// Connect finds p and connects to it. It races the addresses that were good last time, circuits over
+// every relay of the roster, and what discovery finds; the first connection whose handshake proves p
+// ends the call, and what is still being dialled goes on, so that a better path may follow. It fails
+// with ErrUnreachable when all have failed or ctx ends. Calls for the same peer share one attempt.
+func (n *Node) Connect(ctx context.Context, p peer.ID) error {
+	if n.paths.has(p, Auto) {
+		return nil
+	}
+	return n.attempt(ctx, p, Auto, nil)
+}
+
+// call is an attempt to reach a peer that several callers wait for.
+type call struct {
+	done chan struct{}
+	err  error // set before done is closed
+}
+
+// attempt waits for a shared attempt until p is reached by kind over another connection than avoid.
+func (n *Node) attempt(ctx context.Context, p peer.ID, kind PathKind, avoid network.Conn) error {
+	news, stop := n.paths.listen(p)
+	defer stop()
+	var c *call
+	n.mu.Lock()
+	if c = n.calls[p]; c == nil {
+		c = &call{done: make(chan struct{}), err: n.ctx.Err()}
+		if !n.tasks.start(func() { n.race(p, c) }) {
+			n.mu.Unlock()
+			return fmt.Errorf("connect to %s: %w", p, network.ErrReset)
+		}
+		n.calls[p] = c
+	}
+	n.mu.Unlock()
+	for {
+		if n.paths.best(p, avoid, kind) != nil {
+			return nil
+		}
+		select {
+		case <-news:
+		case <-c.done:
+			if n.paths.best(p, avoid, kind) != nil {
+				return nil
+			}
+			if c.err == nil {
+				c.err = errors.New("no such path")
+			}
+			return fmt.Errorf("connect to %s: %w: %w", p, ErrUnreachable, c.err)
+		case <-ctx.Done():
+			return fmt.Errorf("connect to %s: %w: %w", p, ErrUnreachable, ctx.Err())
+		}
+	}
+}
+
+// race dials everything that may lead to p. It owns the dials: it returns when all have ended.
+func (n *Node) race(p peer.ID, c *call) {
+	ctx, cancel := context.WithTimeout(n.ctx, attemptWithin)
+	defer cancel()
+	r := &runners{node: n, peer: p, tried: make(map[string]bool)}
+	for _, relay := range n.cfg.Relays() {
+		if relay.ID != p && relay.ID != n.self {
+			r.start(ctx, circuitVia(relay.ID), func(ctx context.Context) error { return n.dialCircuit(ctx, p, relay) })
+		} else if relay.ID == p {
+			r.direct(ctx, relay.Addrs)
+		}
+	}
+	if n.cfg.Known.Get != nil {
+		r.direct(ctx, n.cfg.Known.Get(p))
+	}
+	r.direct(ctx, n.parts.host.Peerstore().Addrs(p))
+	if n.cfg.Find != nil {
+		found := n.cfg.Find(ctx, p)
+		for open := true; open; {
+			select {
+			case info, ok := <-found:
+				if open = ok; ok && info.ID == p {
+					r.direct(ctx, info.Addrs)
+				}
+			case <-ctx.Done():
+				open = false
+			}
+		}
+	}
+	r.wg.Wait()
+
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	c.err = errors.Join(r.errs...)
+	delete(n.calls, p)
+	close(c.done)
+}
+
+// runners are the dials of one race.
+type runners struct {
+	node *Node
+	peer peer.ID
+	wg   sync.WaitGroup
+
+	mu    sync.Mutex
+	tried map[string]bool
+	errs  []error
+}
+
+// direct starts dialling each of addrs that was not tried yet, QUIC first.
+func (r *runners) direct(ctx context.Context, addrs []ma.Multiaddr) {
+	for _, a := range addrs {
+		if relay := relayOf(a); relay != "" {
+			// A relay outside the roster leads nowhere; one on it is being tried.
+			continue
+		}
+		a, _ = peer.SplitAddr(a)
+		if len(a) == 0 || !isIP(a) {
+			continue
+		}
+		r.start(ctx, a, func(ctx context.Context) error {
+			if transportOf(a) == "tcp" && !sleep(ctx, tcpAfter) {
+				return ctx.Err()
+			}
+			if r.node.paths.has(r.peer, Direct) {
+				return nil
+			}
+			return r.node.dialDirect(ctx, r.peer, a)
+		})
+	}
+}
+
+func (r *runners) start(ctx context.Context, a ma.Multiaddr, dial func(context.Context) error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if key := string(a.Bytes()); !r.tried[key] && len(r.tried) < maxDials {
+		r.tried[key] = true
+		r.wg.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, dialWithin)
+			defer cancel()
+			if err := dial(ctx); err != nil {
+				r.mu.Lock()
+				defer r.mu.Unlock()
+				r.errs = append(r.errs, err)
+			}
+		})
+	}
+}
+
+// dialDirect opens one more connection to p at a, resolving names first.
+func (n *Node) dialDirect(ctx context.Context, p peer.ID, a ma.Multiaddr) error {
+	addrs, err := madns.DefaultResolver.Resolve(ctx, a)
+	if err != nil {
+		return fmt.Errorf("resolve %s: %w", a, err)
+	}
+	var errs []error
+	for _, a := range addrs {
+		_, err := n.door.dial(ctx, p, a)
+		if err == nil {
+			n.remember(p, a)
+			return nil
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// dialCircuit opens a connection to p through relay, connecting to the relay first if need be.
+func (n *Node) dialCircuit(ctx context.Context, p peer.ID, relay peer.AddrInfo) error {
+	if err := n.connectRelay(ctx, relay); err != nil {
+		return fmt.Errorf("relay %s: %w", relay.ID, err)
+	}
+	// The connection to the relay may be dead without anyone knowing: ask it if the answer tarries.
+	ask := time.AfterFunc(relayTarries, func() {
+		n.tasks.start(func() { n.checkLinks(relay.ID) })
+	})
+	defer ask.Stop()
+	_, err := n.door.dial(ctx, p, circuitVia(relay.ID))
+	return err
+}
+
+// checkLinks asks each connection to p for a sign of life and closes those without.
+func (n *Node) checkLinks(p peer.ID) (alive bool) {
+	var wg sync.WaitGroup
+	var any atomic.Bool
+	for _, l := range n.paths.links(p) {
+		wg.Go(func() {
+			if n.paths.check(l) {
+				any.Store(true)
+			}
+		})
+	}
+	wg.Wait()
+	return any.Load()
+}
+
+// connectRelay makes sure that there is a connection to relay.
+func (n *Node) connectRelay(ctx context.Context, relay peer.AddrInfo) error {
+	if n.paths.has(relay.ID, Direct) {
+		return nil
+	}
+	n.parts.host.Peerstore().AddAddrs(relay.ID, relay.Addrs, knownFor)
+	// After an outage the swarm would refuse to dial for up to 5 min.
+	n.parts.swarm.Backoff().Clear(relay.ID)
+	_, err := n.parts.swarm.DialPeer(network.WithForceDirectDial(ctx, "relay"), relay.ID)
+	return err
+}
+
+// ConnectStranger dials a peer outside the roster, such as an invite's contact, at its addresses. Its
+// connection lives 5 s unless AllowStranger said longer.
+func (n *Node) ConnectStranger(ctx context.Context, who peer.AddrInfo) error {
+	if n.paths.has(who.ID, Direct) {
+		return nil
+	}
+	n.parts.host.Peerstore().AddAddrs(who.ID, who.Addrs, peerstore.TempAddrTTL)
+	n.parts.swarm.Backoff().Clear(who.ID)
+	if _, err := n.parts.swarm.DialPeer(ctx, who.ID); err != nil {
+		var dial *swarm.DialError
+		if errors.As(err, &dial) {
+			return fmt.Errorf("connect to %s: %w: %w", who.ID, ErrUnreachable, err)
+		}
+		return fmt.Errorf("connect to %s at %v: %w: %w", who.ID, who.Addrs, ErrUnreachable, err)
+	}
+	return nil
+}
+
+// Open opens a stream for proto on the best path to p now, connecting if there is none; kind limits
+// which paths will do. The protocol's name travels with the first bytes, so opening costs no round
+// trip, and a peer that does not speak proto shows at the first read.
+//
+// avoid, if not nil, is a connection that has gone silent: the stream takes another one, made anew if
+// need be, and avoid is asked for a sign of life and closed if there is none.
+func (n *Node) Open(ctx context.Context, p peer.ID, proto protocol.ID, avoid network.Conn, kind PathKind) (network.Stream, error) {
+	if avoid != nil {
+		n.paths.suspect(p, avoid)
+	}
+	for {
+		c := n.paths.best(p, avoid, kind)
+		if c == nil {
+			if err := n.attempt(ctx, p, kind, avoid); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		s, err := openOn(ctx, c, proto)
+		if err == nil {
+			return s, nil
+		}
+		if ctx.Err() != nil || !c.IsClosed() {
+			return nil, err
+		}
+	}
+}
+
+// remember keeps an address that was dialled without punching for the next time.
+func (n *Node) remember(p peer.ID, a ma.Multiaddr) {
+	if n.cfg.Known.Get == nil || n.cfg.Known.Set == nil || !n.cfg.Member(p) {
+		return
+	}
+	addrs := []ma.Multiaddr{a}
+	for _, old := range n.cfg.Known.Get(p) {
+		if len(addrs) < maxKnown && !old.Equal(a) {
+			addrs = append(addrs, old)
+		}
+	}
+	n.cfg.Known.Set(p, addrs)
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

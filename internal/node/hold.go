@@ -1,0 +1,154 @@
+package node
+
+import (
+	"context"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+)
+
+const (
+	// reconnectFirst and reconnectLast bound the wait between attempts to reach a peer in use.
+	reconnectFirst, reconnectLast = 200 * time.Millisecond, 10 * time.Second
+	// tidyEvery is how often connections that are not needed beside the path are looked for.
+	tidyEvery = 15 * time.Second
+)
+
+// punchAgain are the waits after failed punches; the last one repeats.
+var punchAgain = [...]time.Duration{5 * time.Second, 15 * time.Second, time.Minute, 5 * time.Minute}
+
+// hold is a peer in use.
+type hold struct {
+	users  int
+	cancel context.CancelFunc // set once it is kept
+}
+
+// Hold says that p is in use until release is called: p is kept connected (reconnected with growing
+// pauses), protected, its path probed, and a direct path sought while it is relayed. Holds add up.
+func (n *Node) Hold(p peer.ID) (release func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	h := n.holds[p]
+	if h == nil {
+		h = &hold{}
+		n.holds[p] = h
+		n.parts.host.ConnManager().Protect(p, "fwd")
+		if n.served {
+			n.startHoldLocked(p, h)
+		}
+	}
+	h.users++
+	return sync.OnceFunc(func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if h.users--; h.users > 0 {
+			return
+		}
+		n.parts.host.ConnManager().Unprotect(p, "fwd")
+		delete(n.holds, p)
+		if h.cancel != nil {
+			h.cancel()
+		}
+	})
+}
+
+func (n *Node) isHeld(p peer.ID) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.holds[p] != nil
+}
+
+func (n *Node) startHoldLocked(p peer.ID, h *hold) {
+	ctx, cancel := context.WithCancel(n.ctx)
+	h.cancel = cancel
+	n.tasks.start(func() { n.keep(ctx, p) })
+}
+
+// keep reaches p and stays with it until ctx ends.
+func (n *Node) keep(ctx context.Context, p peer.ID) {
+	news, stop := n.paths.listen(p)
+	defer stop()
+	wake, stopWake := n.wake.listen()
+	defer stopWake()
+	retry := backoff{first: reconnectFirst, last: reconnectLast, rand: rand.Float64}
+	tidy := time.NewTicker(tidyEvery)
+	defer tidy.Stop()
+	punched := 0 // failed punches in a row
+	var punchAt time.Time
+	for {
+		pause := time.Duration(1<<63 - 1)
+		switch {
+		case !n.cfg.Member(p):
+			// Until the roster changes there is nobody to reach.
+		case !n.paths.has(p, Auto):
+			punched, punchAt = 0, time.Time{}
+			if err := n.Connect(ctx, p); err != nil {
+				n.log.Debug("peer not reached", "peer", p, "err", err)
+				pause = retry.wait()
+			} else {
+				retry.reset()
+				continue
+			}
+		case n.paths.has(p, Direct):
+			punched, punchAt = 0, time.Time{}
+		case time.Now().Before(punchAt):
+			pause = time.Until(punchAt)
+		default:
+			if n.tryPunch(ctx, p) {
+				continue
+			}
+			punchAt = time.Now().Add(punchAgain[min(punched, len(punchAgain)-1)])
+			punched++
+			continue
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-timer.C:
+		case <-news:
+		case <-tidy.C:
+			n.tidy(p)
+		case what := <-wake:
+			retry.reset()
+			punched, punchAt = 0, time.Time{}
+			if what&networkChanged != 0 {
+				// Another network: what was direct may be dead or no longer the best.
+				n.tasks.start(func() { n.checkLinks(p) })
+			}
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		}
+		timer.Stop()
+	}
+}
+
+// tidy closes spare connections to p that nobody has used for spareLife: of each transport and of the
+// relays one is kept. The peer with the lower ID does it, or both would close the other's choice.
+func (n *Node) tidy(p peer.ID) {
+	if n.self > p {
+		return
+	}
+	best := make(map[string]*link)
+	links := n.paths.links(p)
+	for _, l := range links {
+		if k := l.sort(); best[k] == nil || n.paths.prefer(l, best[k]) {
+			best[k] = l
+		}
+	}
+	for _, l := range links {
+		if best[l.sort()] != l && time.Since(l.since) > spareLife && !inUse(l) && !n.paths.isBest(p, l) {
+			n.log.Debug("spare connection closed", "peer", p, "path", l.conn.RemoteMultiaddr())
+			l.conn.Close()
+		}
+	}
+}
+
+// sort says for what kind of spare a link is good.
+func (l *link) sort() string {
+	if l.relay != "" {
+		return "relay"
+	}
+	return transportOf(l.conn.RemoteMultiaddr())
+}

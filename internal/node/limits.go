@@ -1,0 +1,73 @@
+package node
+
+import (
+	"io"
+	"math"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/p2p/host/resource-manager"
+	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
+	"github.com/libp2p/go-libp2p/p2p/net/connmgr"
+	"github.com/libp2p/go-libp2p/x/rate"
+)
+
+const (
+	// maxConns is how many connections, strangers' included, are open at once; beyond it new ones are
+	// refused before their handshake. A relay for some thousand peers, each with QUIC and TCP, fits.
+	maxConns = 16384
+	// maxHandshakes is how many of them may still be proving who they are: what a stranger can fill.
+	maxHandshakes = 1024
+
+	// Above highPeers or highPeersRelay connections the connection manager closes unprotected ones
+	// until three quarters are left. Peers in use and relays are protected.
+	highPeers      = 512
+	highPeersRelay = 12288
+
+	// muxWindow is the most one yamux stream may have in flight: 32 MiB carry 1 Gbit/s over 250 ms.
+	muxWindow = 32 << 20
+	// muxWriteTimeout is how long a TCP write may block before the connection counts as dead. The
+	// library's 10 s end connections on merely slow wires; our own pings notice death sooner.
+	muxWriteTimeout = 60 * time.Second
+	// muxKeepAlive is how often an idle TCP connection is touched; NATs keep those for minutes.
+	muxKeepAlive = 30 * time.Second
+)
+
+// newLimits builds the resource manager. Only what a stranger can use up before being known is
+// limited: members are authenticated, and the library's defaults (64 to 75 streams a peer, 8
+// connections an address with 0.2 new ones a second, a relay's address counting for all that it
+// relays) end a port forwarder. Memory is never refused: yamux answers a refusal by ending the whole
+// connection, not the one stream.
+func newLimits() (network.ResourceManager, error) {
+	var limits rcmgr.PartialLimitConfig
+	limits.System = rcmgr.ResourceLimits{Conns: maxConns, ConnsInbound: maxConns, ConnsOutbound: maxConns}
+	limits.Transient = rcmgr.ResourceLimits{Conns: maxHandshakes, ConnsInbound: maxHandshakes, ConnsOutbound: maxHandshakes}
+	perIP := []rcmgr.ConnLimitPerSubnet{{PrefixLength: 0, ConnCount: maxConns}}
+	return rcmgr.NewResourceManager(
+		rcmgr.NewFixedLimiter(limits.Build(rcmgr.InfiniteLimits)),
+		// Infinite limits alone do not lift these two (go-libp2p #3431).
+		rcmgr.WithLimitPerSubnet(perIP, perIP),
+		rcmgr.WithConnRateLimiters(&rate.Limiter{}),
+		rcmgr.WithMetricsDisabled(),
+	)
+}
+
+func newConnManager(relay bool) (*connmgr.BasicConnMgr, error) {
+	high := highPeers
+	if relay {
+		high = highPeersRelay
+	}
+	return connmgr.NewConnManager(high*3/4, high, connmgr.WithGracePeriod(time.Minute))
+}
+
+// newMuxer is yamux with our own settings; a copy, for the library's are shared by the process.
+func newMuxer() *yamux.Transport {
+	mux := *yamux.DefaultTransport
+	mux.MaxStreamWindowSize = muxWindow
+	mux.ConnectionWriteTimeout = muxWriteTimeout
+	mux.KeepAliveInterval = muxKeepAlive
+	mux.EnableKeepAlive = true
+	mux.MaxIncomingStreams = math.MaxUint32
+	mux.LogOutput = io.Discard
+	return &mux
+}

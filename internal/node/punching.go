@@ -1,0 +1,111 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+
+	"fwd/internal/punch"
+)
+
+// newPuncher gives internal/punch what it acts with.
+func (n *Node) newPuncher() *punch.Puncher {
+	return punch.New(punch.Config{
+		Self:   n.self,
+		Report: n.nat.report,
+		Open: func(ctx context.Context, p peer.ID) (punch.Stream, error) {
+			c := n.paths.best(p, nil, Relay)
+			if c == nil {
+				return nil, errors.New("no relayed connection")
+			}
+			return openOn(ctx, c, punch.Protocol)
+		},
+		Dial: func(ctx context.Context, p peer.ID, a ma.Multiaddr, role punch.Role) error {
+			if role != punch.Plain {
+				ctx = network.WithSimultaneousConnect(ctx, role == punch.Client, "punch")
+			}
+			_, err := n.door.dial(ctx, p, a)
+			return err
+		},
+		Opener: func(to netip.AddrPort, hops int) { n.parts.sockets.opener(to, hops) },
+		Direct: n.paths.whenDirect,
+		Log:    n.log,
+	})
+}
+
+// whenDirect's channel is closed when there is a direct connection to p.
+func (ps *paths) whenDirect(p peer.ID) (<-chan struct{}, func()) {
+	direct := make(chan struct{})
+	ctx, cancel := context.WithCancel(ps.node.ctx)
+	news, stop := ps.listen(p)
+	started := ps.node.tasks.start(func() {
+		defer stop()
+		for !ps.has(p, Direct) {
+			select {
+			case <-news:
+			case <-ctx.Done():
+				return
+			}
+		}
+		close(direct)
+	})
+	if !started {
+		stop()
+	}
+	return direct, cancel
+}
+
+// handlePunch serves a punch that the peer started.
+func (n *Node) handlePunch(s network.Stream) {
+	p := s.Conn().RemotePeer()
+	if relayOf(s.Conn().RemoteMultiaddr()) == "" {
+		s.Reset() // there is a direct path already
+		return
+	}
+	if !n.tasks.start(func() {
+		outcome, err := n.punch.Handle(n.ctx, p, s)
+		n.punched(p, outcome, err)
+	}) {
+		s.Reset()
+	}
+}
+
+// tryPunch tries for a direct path to p and says whether there is one.
+func (n *Node) tryPunch(ctx context.Context, p peer.ID) bool {
+	outcome, err := n.punch.Punch(ctx, p)
+	n.punched(p, outcome, err)
+	return n.paths.has(p, Direct)
+}
+
+// punched notes why p is still relayed.
+func (n *Node) punched(p peer.ID, o punch.Outcome, err error) {
+	if err != nil && (errors.Is(err, punch.ErrBusy) || n.ctx.Err() != nil) {
+		return
+	}
+	if o.Reason == "" && !o.Direct && err == nil {
+		return // told to wait for the other run
+	}
+	n.mu.Lock()
+	switch {
+	case o.Direct:
+		delete(n.reasons, p)
+	case err != nil:
+		n.reasons[p] = fmt.Sprintf("punching failed: %v", err)
+	default:
+		n.reasons[p] = o.Reason
+	}
+	n.mu.Unlock()
+	n.log.Debug("punch", "peer", p, "direct", o.Direct, "step", o.Step, "took", o.Took, "reason", o.Reason, "err", err)
+}
+
+// reason says why p is relayed, as far as known.
+func (n *Node) reason(p peer.ID) string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.reasons[p]
+}

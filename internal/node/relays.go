@@ -1,0 +1,363 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/event"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	circuit "github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/client"
+	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/proto"
+)
+
+// Reservations, by an own loop for each relay: libp2p's AutoRelay waits for AutoNAT, knows a back-off
+// of an hour after one refusal, and takes its candidates at random. Steps for one relay:
+//
+//  1. take one of the places (wantRelays); the others wait for a place to become free
+//  2. connect, exchange rosters (BeforeReserve), reserve
+//  3. dial the other transport too, so that both our UDP and our TCP mapping are known
+//  4. renew in time; after any loss of a connection look, and reserve again
+//  5. after a failure give the place up, wait, and start again
+
+const (
+	// wantRelays is how many relays hold a reservation for us at a time.
+	wantRelays = 2
+	// maxRelays is how many of a roster's relays are considered.
+	maxRelays = 16
+	// retryFirst and retryLast bound the wait between attempts at a relay.
+	retryFirst, retryLast = 200 * time.Millisecond, 5 * time.Second
+	// reserveWithin is how long one attempt may take.
+	reserveWithin = 10 * time.Second
+	// renewUnknown is when to renew if the relay's clock tells us nothing; reservations last 1 h by
+	// default (circuitv2/relay/resources.go).
+	renewUnknown = 20 * time.Minute
+	renewAtLeast = time.Minute
+	// besideRetry is how long a failed dial of the other transport rests.
+	besideRetry = 5 * time.Minute
+)
+
+// relayLoops are the relays that this node holds or seeks reservations at.
+type relayLoops struct {
+	mu    sync.Mutex
+	loops map[peer.ID]*relayLoop
+}
+
+type relayLoop struct {
+	relay    peer.ID
+	cancel   context.CancelFunc
+	reserved bool      // guarded by relayLoops.mu
+	seeking  bool      // holds a place; guarded by relayLoops.mu
+	since    time.Time // of the reservation, for a stable order
+}
+
+func (r *relayLoops) has(p peer.ID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l := r.loops[p]
+	return l != nil && l.seeking
+}
+
+// keepRelays runs a loop for each of the roster's relays until ctx ends.
+func (n *Node) keepRelays(ctx context.Context) {
+	wake, stop := n.wake.listen()
+	defer stop()
+	places := make(chan struct{}, wantRelays)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	n.relays.mu.Lock()
+	n.relays.loops = make(map[peer.ID]*relayLoop)
+	n.relays.mu.Unlock()
+	for {
+		listed := make(map[peer.ID]bool)
+		for _, relay := range n.cfg.Relays() {
+			if relay.ID == n.self || len(listed) >= maxRelays {
+				continue
+			}
+			listed[relay.ID] = true
+			n.parts.host.Peerstore().AddAddrs(relay.ID, relay.Addrs, knownFor)
+			n.relays.mu.Lock()
+			if n.relays.loops[relay.ID] == nil {
+				ctx, cancel := context.WithCancel(ctx)
+				l := &relayLoop{relay: relay.ID, cancel: cancel}
+				n.relays.loops[relay.ID] = l
+				wg.Go(func() { n.keepRelay(ctx, l, places) })
+			}
+			n.relays.mu.Unlock()
+		}
+		n.relays.mu.Lock()
+		for id, l := range n.relays.loops {
+			if !listed[id] {
+				l.cancel()
+				delete(n.relays.loops, id)
+			}
+		}
+		n.relays.mu.Unlock()
+		n.publishReserved()
+		select {
+		case <-wake:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// relayInfo is the relay as the roster has it now; false: no longer on it.
+func (n *Node) relayInfo(id peer.ID) (peer.AddrInfo, bool) {
+	for _, r := range n.cfg.Relays() {
+		if r.ID == id {
+			return r, true
+		}
+	}
+	return peer.AddrInfo{}, false
+}
+
+func (n *Node) keepRelay(ctx context.Context, l *relayLoop, places chan struct{}) {
+	retry := backoff{first: retryFirst, last: retryLast, rand: rand.Float64}
+	wake, stop := n.wake.listen()
+	defer stop()
+	for {
+		select {
+		case places <- struct{}{}:
+		case <-ctx.Done():
+			return
+		}
+		n.setLoop(l, true, false)
+		n.parts.host.ConnManager().Protect(l.relay, "relay")
+		err := n.useRelay(ctx, l, &retry)
+		n.parts.host.ConnManager().Unprotect(l.relay, "relay")
+		n.setLoop(l, false, false)
+		<-places
+		if ctx.Err() != nil {
+			return
+		}
+		n.log.Info("relay lost", "peer", l.relay, "err", err)
+		select {
+		case <-time.After(retry.wait()):
+		case <-wake: // another network, other luck
+			retry.reset()
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// useRelay reserves at a relay and keeps the reservation; it returns when that fails.
+func (n *Node) useRelay(ctx context.Context, l *relayLoop, retry *backoff) error {
+	news, stop := n.paths.listen(l.relay)
+	defer stop()
+	wake, stopWake := n.wake.listen()
+	defer stopWake()
+	var besideAfter time.Time
+	for {
+		renew, err := n.reserve(ctx, l.relay)
+		if err != nil {
+			// A connection that looked alive may be the reason.
+			n.checkLinks(l.relay)
+			return err
+		}
+		retry.reset()
+		n.setLoop(l, true, true)
+		n.log.Debug("reserved", "relay", l.relay, "for", renew)
+		if time.Now().After(besideAfter) {
+			besideAfter = time.Now().Add(besideRetry)
+			n.tasks.start(func() { n.dialBeside(ctx, l.relay) })
+		}
+		timer := time.NewTimer(renew)
+		had := len(n.paths.links(l.relay))
+	wait:
+		for {
+			select {
+			case <-timer.C:
+				break wait
+			case what := <-wake:
+				if what&networkChanged != 0 {
+					n.renewLinks(ctx, l.relay)
+					besideAfter = time.Time{}
+					break wait
+				}
+			case <-news:
+				has := len(n.paths.links(l.relay))
+				lost := has < had
+				had = has
+				if !lost {
+					continue
+				}
+				// With a restarted relay the reservation is gone and the other connections are dead,
+				// only they do not know it yet.
+				if !n.checkLinks(l.relay) {
+					n.setLoop(l, true, false)
+				}
+				besideAfter = time.Time{}
+				break wait
+			case <-ctx.Done():
+				timer.Stop()
+				return ctx.Err()
+			}
+		}
+		timer.Stop()
+	}
+}
+
+// reserve connects to the relay, exchanges rosters, and reserves; it says when to renew.
+func (n *Node) reserve(ctx context.Context, id peer.ID) (renew time.Duration, err error) {
+	relay, ok := n.relayInfo(id)
+	if !ok {
+		return 0, errors.New("no longer on the roster")
+	}
+	ctx, cancel := context.WithTimeout(ctx, reserveWithin)
+	defer cancel()
+	if err := n.connectRelay(ctx, relay); err != nil {
+		return 0, err
+	}
+	if n.cfg.BeforeReserve != nil {
+		// The relay may not know us yet; what it answers to the reservation decides.
+		if err := n.cfg.BeforeReserve(ctx, id); err != nil {
+			n.log.Debug("no roster exchange with the relay", "relay", id, "err", err)
+		}
+	}
+	// No address here: the connection is there, and this must not dial a relay that just went away.
+	res, err := circuit.Reserve(network.WithNoDial(ctx, "reserve"), n.parts.host, peer.AddrInfo{ID: id})
+	if isClockSkew(err) {
+		return renewUnknown, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	return max(time.Until(res.Expiration)*2/3, renewAtLeast), nil
+}
+
+// isClockSkew recognises a reservation that was granted, by a relay whose clock is behind ours: the
+// client library takes its expiry for an error.
+func isClockSkew(err error) bool {
+	var re circuit.ReservationError
+	return errors.As(err, &re) && strings.Contains(re.Reason, "expiration date in the past")
+}
+
+// dialBeside dials the relay by the transport that it is not connected by yet, from the listen port.
+// Without a TCP connection to a relay nobody knows at which address our TCP port is mapped.
+func (n *Node) dialBeside(ctx context.Context, id peer.ID) {
+	relay, ok := n.relayInfo(id)
+	if !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, reserveWithin)
+	defer cancel()
+	for _, transport := range []string{"quic-v1", "tcp"} {
+		has := func() bool {
+			return slices.ContainsFunc(n.paths.links(id), func(l *link) bool {
+				return transportOf(l.conn.RemoteMultiaddr()) == transport
+			})
+		}
+		for _, a := range relay.Addrs {
+			if a, _ = peer.SplitAddr(a); len(a) == 0 || transportOf(a) != transport || has() {
+				continue
+			}
+			if err := n.dialDirect(ctx, id, a); err != nil {
+				n.log.Debug("no second connection to the relay", "relay", id, "transport", transport, "err", err)
+			}
+		}
+	}
+	n.nat.refresh(ctx)
+}
+
+// renewLinks dials the relay anew by each transport and closes the old connections that carry no
+// circuit. After a change of network the old ones may live on (QUIC survives it), but the relay goes
+// on seeing them at the old address, which nobody can punch to.
+func (n *Node) renewLinks(ctx context.Context, id peer.ID) {
+	old := n.paths.links(id)
+	relay, _ := n.relayInfo(id)
+	ctx, cancel := context.WithTimeout(ctx, reserveWithin)
+	defer cancel()
+	dialled := make(map[string]bool)
+	for _, a := range relay.Addrs {
+		if a, _ = peer.SplitAddr(a); len(a) > 0 && !dialled[transportOf(a)] {
+			dialled[transportOf(a)] = n.dialDirect(ctx, id, a) == nil
+		}
+	}
+	for _, l := range old {
+		if dialled[transportOf(l.conn.RemoteMultiaddr())] && !carriesCircuit(l.conn) {
+			l.conn.Close()
+		} else {
+			n.paths.check(l)
+		}
+	}
+}
+
+func carriesCircuit(c network.Conn) bool {
+	return slices.ContainsFunc(c.GetStreams(), func(s network.Stream) bool {
+		return s.Protocol() == proto.ProtoIDv2Hop || s.Protocol() == proto.ProtoIDv2Stop
+	})
+}
+
+// setLoop notes how far the loop is, and announces the circuit address where that changed.
+func (n *Node) setLoop(l *relayLoop, seeking, reserved bool) {
+	n.relays.mu.Lock()
+	if reserved && !l.reserved {
+		l.since = time.Now()
+	}
+	l.seeking, l.reserved = seeking, reserved
+	n.relays.mu.Unlock()
+	n.publishReserved()
+}
+
+// publishReserved puts the relays that hold a reservation among our addresses.
+func (n *Node) publishReserved() {
+	n.relays.mu.Lock()
+	var held []*relayLoop
+	for _, l := range n.relays.loops {
+		if l.reserved {
+			held = append(held, l)
+		}
+	}
+	slices.SortFunc(held, func(a, b *relayLoop) int { return a.since.Compare(b.since) })
+	var ids []peer.ID
+	for _, l := range held {
+		ids = append(ids, l.relay)
+	}
+	n.relays.mu.Unlock()
+	if n.addrs.setReserved(ids) {
+		n.announceAgain()
+	}
+}
+
+// announceAgain has identify push our addresses and discovery announce them.
+func (n *Node) announceAgain() {
+	// The host looks at its addresses every 5 s; this event, AutoRelay's, makes it look now.
+	if e, err := n.parts.host.EventBus().Emitter(new(event.EvtAutoRelayAddrsUpdated)); err == nil {
+		e.Emit(event.EvtAutoRelayAddrsUpdated{RelayAddrs: n.addrs.circuits()})
+		e.Close()
+	}
+	if n.cfg.Changed != nil {
+		n.tasks.start(n.cfg.Changed)
+	}
+}
+
+// RelayStates are the roster's relays as this node uses them.
+func (n *Node) RelayStates() []RelayState {
+	var out []RelayState
+	for _, r := range n.cfg.Relays() {
+		if r.ID == n.self {
+			continue
+		}
+		s := RelayState{Peer: r.ID}
+		for _, l := range n.paths.links(r.ID) {
+			s.Connected = s.Connected || l.direct()
+			if rtt := n.paths.rtt(l); l.direct() && rtt > 0 && (s.RTT == 0 || rtt < s.RTT) {
+				s.RTT = rtt
+			}
+		}
+		n.relays.mu.Lock()
+		if l := n.relays.loops[r.ID]; l != nil {
+			s.Reserved = l.reserved
+		}
+		n.relays.mu.Unlock()
+		out = append(out, s)
+	}
+	return out
+}

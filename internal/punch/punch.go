@@ -1,0 +1,358 @@
+// Package punch gets a direct path between two peers that so far have only a relayed one.
+//
+//	p := punch.New(punch.Config{Self: id, Report: report, Open: relayed, Dial: dial, Direct: direct})
+//	outcome, err := p.Punch(ctx, peer)     // we start
+//	p.Handle(peer, stream)                 // the peer starts
+//
+// What happens: both sides send their NAT report over the relayed connection; each computes the same
+// plan from the two (MakePlan, a pure function); both send packets that die on the way, to open their
+// own NATs; "go" is said, and both follow the plan's steps by the clock. Whatever connection comes out
+// is the node's to take: it arrives by Config.Dial or at the listen port, and Config.Direct tells.
+//
+// Either side may start. If both do at once, the one with the lower peer ID coordinates and the other
+// joins in.
+//
+// Punch moves no traffic, closes no connection, knows no sessions, and dials nothing but what the peer's
+// report says, within limits.
+package punch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	ma "github.com/multiformats/go-multiaddr"
+)
+
+// Protocol is spoken on a stream of the relayed connection.
+const Protocol protocol.ID = "/fwd/punch/1"
+
+const (
+	// talkWithin is how long the exchange of reports may take.
+	talkWithin = 5 * time.Second
+	// openers is how many packets that die on the way open our NAT for one address: two may be lost.
+	openers = 3
+	// openerHops is how far they get: past our own NAT, and no further than its neighbour.
+	openerHops = 2
+	// tcpAgain is the pause before TCP is dialled again within a step: an early SYN may be refused by
+	// the other router while the next one crosses the peer's.
+	tcpAgain = 50 * time.Millisecond
+)
+
+// Stream is what the protocol needs of a libp2p stream.
+type Stream interface {
+	io.Reader
+	io.Writer
+	Close() error
+	Reset() error
+	SetDeadline(time.Time) error
+}
+
+// Config is what a Puncher is given to act with.
+type Config struct {
+	Self   peer.ID
+	Report func(context.Context) Report                             // of our own NAT, now
+	Open   func(context.Context, peer.ID) (Stream, error)           // a stream for Protocol on a relayed connection
+	Dial   func(context.Context, peer.ID, ma.Multiaddr, Role) error // nil error: a connection is there
+	Opener func(to netip.AddrPort, hops int)                        // send a packet from the QUIC port; may be nil
+	// Direct's channel is closed as soon as there is a direct connection to the peer.
+	Direct func(peer.ID) (direct <-chan struct{}, stop func())
+	Log    *slog.Logger
+}
+
+// Outcome is what a punch led to.
+type Outcome struct {
+	Direct bool
+	Step   string // the step at which it became direct
+	Reason string // why not, for a person
+	Took   time.Duration
+}
+
+// ErrBusy says that the peer is punching with us already, by its own start.
+var ErrBusy = errors.New("a punch by the peer is under way")
+
+// Puncher punches with any number of peers, with each once at a time.
+type Puncher struct {
+	cfg  Config
+	mu   sync.Mutex
+	runs map[peer.ID]*run
+}
+
+// run is one punch with one peer.
+type run struct {
+	mine  bool // started by us, and the reports are not exchanged yet: it gives way to a lower peer ID
+	yield context.CancelFunc
+	done  chan struct{}
+
+	outcome Outcome // set before done is closed
+	err     error
+}
+
+// New returns a Puncher; it has no goroutines of its own.
+func New(cfg Config) *Puncher {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Puncher{cfg: cfg, runs: make(map[peer.ID]*run)}
+}
+
+// Punch tries for a direct connection to p. It returns when there is one, or the plan is through. If
+// one is under way with p, by either side, it waits for that one's outcome.
+func (pu *Puncher) Punch(ctx context.Context, p peer.ID) (Outcome, error) {
+	r, ctx, ours := pu.begin(ctx, p, true)
+	if ours {
+		r.outcome, r.err = pu.initiate(ctx, p, r)
+		pu.end(p, r)
+	}
+	select {
+	case <-r.done:
+	case <-ctx.Done():
+		if !ours {
+			return Outcome{}, ctx.Err()
+		}
+	}
+	// We gave way, or the peer said that its own is under way: that one's outcome is ours.
+	if r.err != nil {
+		if other := pu.current(p); other != nil {
+			select {
+			case <-other.done:
+				return other.outcome, other.err
+			case <-time.After(talkWithin):
+			}
+		}
+	}
+	return r.outcome, r.err
+}
+
+// Handle answers a punch that p started; it returns when it is over.
+func (pu *Puncher) Handle(ctx context.Context, p peer.ID, s Stream) (Outcome, error) {
+	r, ctx, ours := pu.begin(ctx, p, false)
+	if !ours {
+		s.SetDeadline(time.Now().Add(talkWithin))
+		writeMessage(s, kindBusy, nil)
+		s.Close()
+		return Outcome{}, nil
+	}
+	r.outcome, r.err = pu.respond(ctx, p, s)
+	pu.end(p, r)
+	return r.outcome, r.err
+}
+
+// begin registers a run with p. One that is under way goes on, except that ours gives way to that of a
+// peer with a lower ID.
+func (pu *Puncher) begin(ctx context.Context, p peer.ID, mine bool) (*run, context.Context, bool) {
+	pu.mu.Lock()
+	defer pu.mu.Unlock()
+	if r := pu.runs[p]; r != nil {
+		if mine || !r.mine || p > pu.cfg.Self {
+			return r, ctx, false
+		}
+		r.yield()
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	r := &run{mine: mine, yield: cancel, done: make(chan struct{})}
+	pu.runs[p] = r
+	return r, ctx, true
+}
+
+// agreed says that r's reports are exchanged: from now on it does not give way.
+func (pu *Puncher) agreed(r *run) {
+	pu.mu.Lock()
+	defer pu.mu.Unlock()
+	r.mine = false
+}
+
+func (pu *Puncher) current(p peer.ID) *run {
+	pu.mu.Lock()
+	defer pu.mu.Unlock()
+	return pu.runs[p]
+}
+
+func (pu *Puncher) end(p peer.ID, r *run) {
+	pu.mu.Lock()
+	defer pu.mu.Unlock()
+	r.yield()
+	if pu.runs[p] == r {
+		delete(pu.runs, p)
+	}
+	close(r.done)
+}
+
+// initiate is the coordinator's part.
+func (pu *Puncher) initiate(ctx context.Context, p peer.ID, r *run) (Outcome, error) {
+	talk, cancel := context.WithTimeout(ctx, talkWithin)
+	defer cancel()
+	mine := pu.report(talk)
+	s, err := pu.cfg.Open(talk, p)
+	if err != nil {
+		return Outcome{}, fmt.Errorf("punch %s: %w", p, err)
+	}
+	defer s.Close()
+	defer context.AfterFunc(ctx, func() { s.Reset() })()
+	s.SetDeadline(time.Now().Add(talkWithin))
+
+	sent := time.Now()
+	if err := writeMessage(s, kindReport, mine.Marshal()); err != nil {
+		return Outcome{}, fmt.Errorf("punch %s: send report: %w", p, err)
+	}
+	theirs, err := readReport(s)
+	if err != nil {
+		return Outcome{}, fmt.Errorf("punch %s: %w", p, err)
+	}
+	rtt := time.Since(sent)
+	pu.agreed(r)
+	pu.openNAT(theirs)
+	if err := writeMessage(s, kindGo, nil); err != nil {
+		return Outcome{}, fmt.Errorf("punch %s: say go: %w", p, err)
+	}
+	select {
+	case <-time.After(rtt / 2):
+	case <-ctx.Done():
+		return Outcome{}, ctx.Err()
+	}
+	return pu.follow(ctx, p, mine, theirs)
+}
+
+// respond is the other side's part.
+func (pu *Puncher) respond(ctx context.Context, p peer.ID, s Stream) (Outcome, error) {
+	defer s.Close()
+	defer context.AfterFunc(ctx, func() { s.Reset() })()
+	s.SetDeadline(time.Now().Add(talkWithin))
+	theirs, err := readReport(s)
+	if err != nil {
+		return Outcome{}, fmt.Errorf("punch by %s: %w", p, err)
+	}
+	mine := pu.report(ctx)
+	pu.openNAT(theirs)
+	if err := writeMessage(s, kindReport, mine.Marshal()); err != nil {
+		return Outcome{}, fmt.Errorf("punch by %s: send report: %w", p, err)
+	}
+	if kind, _, err := readMessage(s); err != nil || kind != kindGo {
+		return Outcome{}, fmt.Errorf("punch by %s: no go (%q): %w", p, kind, err)
+	}
+	return pu.follow(ctx, p, mine, theirs)
+}
+
+// report is ours as the peer will read it, so that both plan from the same.
+func (pu *Puncher) report(ctx context.Context) Report {
+	r := pu.cfg.Report(ctx)
+	r.Steps = []string{StepDirect, StepOpen}
+	same, err := ParseReport(r.Marshal())
+	if err != nil {
+		pu.cfg.Log.Error("own NAT report does not parse", "err", err)
+	}
+	return same
+}
+
+func readReport(r io.Reader) (Report, error) {
+	kind, body, err := readMessage(r)
+	switch {
+	case err != nil:
+		return Report{}, fmt.Errorf("read report: %w", err)
+	case kind == kindBusy:
+		return Report{}, ErrBusy
+	case kind != kindReport:
+		return Report{}, fmt.Errorf("read report: message of kind %q", kind)
+	}
+	return ParseReport(body)
+}
+
+// openNAT makes our NAT let in what will come from the peer's addresses, before any packet can arrive
+// there that would spoil it.
+func (pu *Puncher) openNAT(theirs Report) {
+	if pu.cfg.Opener == nil {
+		return
+	}
+	for _, a := range theirs.UDP.Observed {
+		if to, ok := addrPort(a); ok {
+			for range openers {
+				pu.cfg.Opener(to, openerHops)
+			}
+		}
+	}
+}
+
+// follow does our part of the plan, by the clock, until there is a direct connection.
+func (pu *Puncher) follow(ctx context.Context, p peer.ID, mine, theirs Report) (Outcome, error) {
+	low := pu.cfg.Self < p
+	plan := MakePlan(mine, theirs)
+	if !low {
+		plan = MakePlan(theirs, mine)
+	}
+	start := time.Now()
+	direct, stop := pu.cfg.Direct(p)
+	defer stop()
+	ctx, cancel := context.WithCancel(ctx)
+	var dials sync.WaitGroup
+	defer dials.Wait()
+	defer cancel()
+
+	last := time.Duration(0)
+	for _, step := range plan.Steps {
+		part := step.High
+		if low {
+			part = step.Low
+		}
+		for _, d := range part {
+			dials.Go(func() { pu.do(ctx, p, step, d) })
+		}
+		last = max(last, step.At+step.For)
+	}
+	over := time.NewTimer(last)
+	defer over.Stop()
+	select {
+	case <-direct:
+		took := time.Since(start)
+		pu.cfg.Log.Debug("punched", "peer", p, "took", took)
+		return Outcome{Direct: true, Step: plan.stepAt(took), Took: took}, nil
+	case <-over.C:
+		return Outcome{Reason: plan.Reason, Took: time.Since(start)}, nil
+	case <-ctx.Done():
+		return Outcome{Reason: plan.Reason, Took: time.Since(start)}, ctx.Err()
+	}
+}
+
+// do is one dial of a step.
+func (pu *Puncher) do(ctx context.Context, p peer.ID, step Step, d Dial) {
+	if !sleep(ctx, step.At+d.After) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, step.For-d.After)
+	defer cancel()
+	for {
+		err := pu.cfg.Dial(ctx, p, d.Addr, d.Role)
+		pu.cfg.Log.Debug("punch dial", "peer", p, "step", step.Name, "addr", d.Addr, "role", d.Role, "err", err)
+		if err == nil || d.Role == Plain || transportOf(d.Addr) != "tcp" || !sleep(ctx, tcpAgain) {
+			return
+		}
+	}
+}
+
+// stepAt names the last step that had begun.
+func (p Plan) stepAt(t time.Duration) string {
+	name := ""
+	for _, s := range p.Steps {
+		if s.At <= t {
+			name = s.Name
+		}
+	}
+	return name
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
