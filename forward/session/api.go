@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -40,44 +39,9 @@ type Config struct {
 	Budget int64
 	// Now is the clock that measures outages. Nil: one that also counts sleep, where the system has it.
 	Now func() time.Time
+	// Rand gives the random bytes of IDs and the jitter of retries. Nil: crypto/rand.
+	Rand io.Reader
 }
-
-// New makes an endpoint. It carries nothing before Serve runs.
-func New(c Config) *Endpoint { panic("session: not built yet") }
-
-// Endpoint is this machine's end of all links, in both directions of use.
-type Endpoint struct{}
-
-// Serve runs the endpoint until ctx ends, then resets all sessions and returns when everything has ended.
-func (e *Endpoint) Serve(ctx context.Context) error { panic("session: not built yet") }
-
-// Handle takes a lane stream that the authenticated peer p opened to us; it returns when that attachment has ended.
-func (e *Endpoint) Handle(p peer.ID, s Stream) { panic("session: not built yet") }
-
-// Dial opens a session with p's service. On an attached link it costs no round trip; else it waits for a path until ctx ends.
-// Whether p accepts shows at the first Read: a refusal is a *RefusedError.
-func (e *Endpoint) Dial(ctx context.Context, p peer.ID, service string) (*Conn, error) {
-	panic("session: not built yet")
-}
-
-// Accept returns the next session that a peer wants to open here.
-func (e *Endpoint) Accept(ctx context.Context) (*Incoming, error) { panic("session: not built yet") }
-
-// Renew says that a better path to p exists, or that the address changed: each lane to p attaches anew at once,
-// the old stream in use until the new one is attached. Lanes that p dials are asked to do the same.
-func (e *Endpoint) Renew(p peer.ID) { panic("session: not built yet") }
-
-// Cut resets the sessions that match. match is also asked with service "" about each peer as a whole:
-// if it says yes, the peer's links fail.
-func (e *Endpoint) Cut(match func(p peer.ID, service string) bool, why error) {
-	panic("session: not built yet")
-}
-
-// Sessions lists the sessions of this moment, oldest first.
-func (e *Endpoint) Sessions() []Info { panic("session: not built yet") }
-
-// Lanes lists the lanes of this moment, by peer.
-func (e *Endpoint) Lanes() []LaneInfo { panic("session: not built yet") }
 
 // Info is one session as `fwd status` shows it.
 type Info struct {
@@ -153,30 +117,3 @@ var ErrReset = errors.New("session: reset")
 
 // ErrClosed is returned by an endpoint whose Serve has ended.
 var ErrClosed = errors.New("session: endpoint closed")
-
-// Incoming is a session a peer wants to open; exactly one of Accept and Refuse answers it.
-type Incoming struct{}
-
-// Peer is who asks, as authenticated.
-func (i *Incoming) Peer() peer.ID { panic("session: not built yet") }
-
-// Service is what is asked for.
-func (i *Incoming) Service() string { panic("session: not built yet") }
-
-// Accept says yes.
-func (i *Incoming) Accept() (*Conn, error) { panic("session: not built yet") }
-
-// Refuse says no; the dialling side reads a *RefusedError.
-func (i *Incoming) Refuse(Code) error { panic("session: not built yet") }
-
-// Conn is one end of a session.
-type Conn struct{ net.Conn }
-
-// CloseWrite ends our direction: the far side reads io.EOF after the last byte.
-func (c *Conn) CloseWrite() error { panic("session: not built yet") }
-
-// Reset ends both directions at once: the far side gets ErrReset, never io.EOF.
-func (c *Conn) Reset() error { panic("session: not built yet") }
-
-// Info is the session's state now.
-func (c *Conn) Info() Info { panic("session: not built yet") }

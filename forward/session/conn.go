@@ -1,0 +1,318 @@
+package session
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	yamux "github.com/libp2p/go-yamux/v5"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+)
+
+// linger is how long a closed session waits for the far side's end before it resets: as a kernel keeps an orphan in
+// FIN_WAIT_2.
+const linger = time.Minute
+
+// Conn is one end of a session. Reads and writes wait while the path is away.
+//
+// The far side's FIN is io.EOF; its reset, or the link's end, is ErrReset; a refusal is *RefusedError.
+type Conn struct {
+	lane   *lane
+	st     *yamux.Stream
+	id     sessionID
+	name   string
+	opened time.Time
+	born   int // the lane's attachments at the start
+
+	sent, received atomic.Int64
+	bulky          atomic.Int64 // bytes moved at which the session next counts as bulk
+	bulkAt         atomic.Int64 // when it last did, ns
+	closed         atomic.Bool
+
+	reading  sync.Mutex
+	answered bool // the exit has said yes
+	ended    bool // io.EOF was read
+
+	cause atomic.Pointer[error] // why we reset it, if not by Reset
+}
+
+func newConn(l *lane, st *yamux.Stream, o *open) *Conn {
+	l.mu.Lock()
+	born := l.attached
+	l.mu.Unlock()
+	c := &Conn{lane: l, st: st, id: o.id, name: o.service, opened: time.Now(), born: born}
+	c.answered = l.link.role == exit
+	c.bulky.Store(bulkBytes)
+	return c
+}
+
+// Read reads what the far side wrote.
+func (c *Conn) Read(p []byte) (int, error) {
+	c.reading.Lock()
+	defer c.reading.Unlock()
+	if c.closed.Load() {
+		return 0, net.ErrClosed
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	n, err := c.readLocked(p)
+	if c.closed.Load() && (n == 0 || err != nil) {
+		return n, net.ErrClosed
+	}
+	return n, c.translate(err)
+}
+
+func (c *Conn) readLocked(p []byte) (int, error) {
+	if !c.answered {
+		var yes [1]byte
+		if _, err := io.ReadFull(c.st, yes[:]); err != nil {
+			if err == io.EOF {
+				err = yamux.ErrStreamReset // an exit never ends before it answers
+			}
+			return 0, err
+		}
+		if Code(yes[0]) != OK {
+			c.Reset()
+			return 0, yamux.ErrStreamReset
+		}
+		c.answered = true
+	}
+	n, err := c.st.Read(p)
+	if n > 0 {
+		c.count(&c.received, n)
+	}
+	if err == io.EOF {
+		c.ended = true
+	}
+	return n, err
+}
+
+// Write hands p to the lane, waiting while the far side is slow.
+func (c *Conn) Write(p []byte) (int, error) {
+	n, err := c.st.Write(p)
+	if n > 0 {
+		c.count(&c.sent, n)
+	}
+	if err != nil && c.closed.Load() {
+		return n, net.ErrClosed
+	}
+	return n, c.translate(err)
+}
+
+// count keeps the figures for status and for the choice of lanes.
+func (c *Conn) count(which *atomic.Int64, n int) {
+	which.Add(int64(n))
+	c.lane.moved.Add(int64(n))
+	if c.total() >= c.bulky.Load() {
+		c.bulky.Store(1 << 62)
+		c.bulkAt.Store(c.lane.link.e.now().UnixNano())
+		c.lane.link.becameBulk(c)
+	}
+}
+
+func (c *Conn) total() int64         { return c.sent.Load() + c.received.Load() }
+func (c *Conn) bulkSince() time.Time { return time.Unix(0, c.bulkAt.Load()) }
+func (c *Conn) calmed(total int64)   { c.bulky.Store(total + bulkBytes) }
+
+// translate puts yamux's errors into ours.
+func (c *Conn) translate(err error) error {
+	var far *yamux.StreamError
+	switch {
+	case err == nil, err == io.EOF:
+		return err
+	case errors.Is(err, yamux.ErrTimeout):
+		return os.ErrDeadlineExceeded
+	case errors.Is(err, yamux.ErrStreamClosed):
+		return net.ErrClosed
+	case errors.As(err, &far):
+		switch {
+		case !far.Remote:
+			if why := c.cause.Load(); why != nil {
+				return fmt.Errorf("%w: %w", ErrReset, *why)
+			}
+			return net.ErrClosed
+		case far.ErrorCode > refusal && far.ErrorCode < refusal+0x100:
+			return &RefusedError{Service: c.name, Code: Code(far.ErrorCode - refusal)}
+		}
+		return ErrReset
+	}
+	if why := c.lane.link.reason(); why != nil {
+		return fmt.Errorf("%w: %w", ErrReset, why)
+	}
+	return ErrReset
+}
+
+// CloseWrite ends our direction: the far side reads io.EOF after the last byte.
+func (c *Conn) CloseWrite() error {
+	if c.closed.Load() {
+		return net.ErrClosed
+	}
+	return c.translate(c.st.CloseWrite())
+}
+
+// Close ends both directions in order: what was written is delivered. If the far side goes on sending
+// it gets a reset, as from a kernel. Close does not wait.
+func (c *Conn) Close() error {
+	if c.closed.Swap(true) {
+		return nil
+	}
+	k := c.lane.link
+	if k.ctx.Err() != nil {
+		return nil
+	}
+	release := k.hold()
+	k.remove(c)
+	// A Read under way returns, and lets finish have the stream.
+	c.st.SetReadDeadline(time.Unix(1, 0))
+	k.e.spawn(func() {
+		defer release()
+		c.finish()
+	})
+	return nil
+}
+
+// finish sends FIN and waits for the far side's.
+func (c *Conn) finish() {
+	c.st.SetWriteDeadline(time.Time{})
+	if c.st.CloseWrite() != nil {
+		c.st.Reset()
+		return
+	}
+	c.reading.Lock() // the last Read has left; later ones see closed
+	c.reading.Unlock()
+	if c.ended {
+		c.st.Close()
+		return
+	}
+	c.st.SetReadDeadline(time.Now().Add(linger))
+	var b [1]byte
+	if !c.answered {
+		if n, _ := c.st.Read(b[:]); n == 1 && b[0] == byte(OK) {
+			c.answered = true
+		}
+	}
+	if n, err := c.st.Read(b[:]); n == 0 && err == io.EOF {
+		c.st.Close()
+		return
+	}
+	c.st.Reset()
+}
+
+// Reset ends both directions at once: the far side gets ErrReset, never io.EOF. It does not wait.
+func (c *Conn) Reset() error {
+	c.closed.Store(true)
+	c.abort(0)
+	return nil
+}
+
+// cut resets the session for a reason that its user is told.
+func (c *Conn) cut(why error) {
+	c.cause.CompareAndSwap(nil, &why)
+	c.abort(0)
+}
+
+// abort resets the stream with a yamux code. The stream is dead to its users before the message is queued, which may wait
+// for the path; hence the goroutine.
+func (c *Conn) abort(code uint32) {
+	k := c.lane.link
+	if k.ctx.Err() != nil {
+		return
+	}
+	release := k.hold()
+	k.remove(c)
+	k.e.spawn(func() {
+		defer release()
+		c.st.ResetWithError(code)
+	})
+}
+
+// LocalAddr is this machine's peer ID as an address.
+func (c *Conn) LocalAddr() net.Addr { return addr(c.lane.link.e.cfg.Self) }
+
+// RemoteAddr is the far side's peer ID as an address.
+func (c *Conn) RemoteAddr() net.Addr { return addr(c.lane.link.peer) }
+
+// SetDeadline sets both deadlines; a missed one is os.ErrDeadlineExceeded.
+func (c *Conn) SetDeadline(t time.Time) error {
+	if err := c.SetReadDeadline(t); err != nil {
+		return err
+	}
+	return c.SetWriteDeadline(t)
+}
+
+// SetReadDeadline bounds reads, also one under way.
+func (c *Conn) SetReadDeadline(t time.Time) error {
+	if c.closed.Load() {
+		return net.ErrClosed
+	}
+	return c.st.SetReadDeadline(t)
+}
+
+// SetWriteDeadline bounds writes, also one under way.
+func (c *Conn) SetWriteDeadline(t time.Time) error {
+	if c.closed.Load() {
+		return net.ErrClosed
+	}
+	return c.st.SetWriteDeadline(t)
+}
+
+// Info is the session's state now.
+func (c *Conn) Info() Info {
+	l := c.lane
+	i := Info{
+		ID: c.id.String(), Service: c.name, Peer: l.link.peer, Role: l.link.role.String(), State: "open",
+		Sent: c.sent.Load(), Received: c.received.Load(), Opened: c.opened,
+	}
+	l.mu.Lock()
+	i.Migrations = max(0, l.attached-c.born)
+	if l.cur == nil {
+		i.State, i.Since = "detached", l.link.e.wall(l.since)
+	}
+	l.mu.Unlock()
+	return i
+}
+
+// Incoming is a session a peer wants to open; exactly one of Accept and Refuse answers it.
+type Incoming struct{ conn *Conn }
+
+// Peer is who asks, as authenticated.
+func (i *Incoming) Peer() peer.ID { return i.conn.lane.link.peer }
+
+// Service is what is asked for.
+func (i *Incoming) Service() string { return i.conn.name }
+
+// ID is the session's ID, the same at both ends.
+func (i *Incoming) ID() string { return i.conn.id.String() }
+
+// Accept says yes.
+func (i *Incoming) Accept() (*Conn, error) {
+	c := i.conn
+	if _, err := c.st.Write([]byte{byte(OK)}); err != nil {
+		err = c.translate(err)
+		c.Reset()
+		return nil, err
+	}
+	return c, nil
+}
+
+// Refuse says no; the dialling side reads a *RefusedError.
+func (i *Incoming) Refuse(code Code) error {
+	if code == OK {
+		code = Denied
+	}
+	i.conn.abort(refusal + uint32(code))
+	return nil
+}
+
+// addr is a peer as net.Addr.
+type addr peer.ID
+
+func (a addr) Network() string { return "fwd" }
+func (a addr) String() string  { return peer.ID(a).String() }

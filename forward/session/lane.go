@@ -1,0 +1,433 @@
+package session
+
+import (
+	"errors"
+	"hash/crc32"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	yamux "github.com/libp2p/go-yamux/v5"
+)
+
+// The way of a byte:
+//
+//	1. Conn.Write → yamux → lane.Write: into the ring, with its checksum.
+//	2. pump: out of the ring, as frames, onto the stream of the moment. It stays in the ring until acknowledged.
+//	3. attachment.fetch: off the other end's stream.
+//	4. lane.Read, commit: counted, summed, given to yamux → Conn.Read. From here on an ACK is due.
+//
+// Nothing above step 1 or after step 4 knows that the stream in the middle changes.
+
+const (
+	// maxRing: unacknowledged bytes a lane keeps; 16 MiB fill 1.3 Gbit/s at 100 ms.
+	maxRing = 16 << 20
+	// minRing: bytes a lane may keep however short memory is.
+	minRing = 512 << 10
+	// maxUnsent: bytes waiting behind the stream's own back-pressure. More would only be delay.
+	maxUnsent = 256 << 10
+	// ackBytes: delivered bytes that make an ACK due; a small part of any window.
+	ackBytes = 256 << 10
+	// ackDelay: what an ACK waits for company.
+	ackDelay = 20 * time.Millisecond
+	// readBuffer: bytes read at once when not straight into yamux's buffer: frame heads and small frames.
+	readBuffer = 4 << 10
+	// inlineWrite: up to this size yamux's send loop writes to the stream itself, which spares a shell a change of
+	// goroutine; above, the attachment's writer does, beside the next copy.
+	inlineWrite = 8 << 10
+	// endPatience: how long the sessions of an ending lane wait for END to be on its way.
+	endPatience = 250 * time.Millisecond
+)
+
+// lane is a byte stream to the peer that outlives its streams; it is the net.Conn that yamux runs on.
+type lane struct {
+	link  *link
+	index uint8
+	mux   *yamux.Session // set before the lane is shared
+
+	bulk  atomic.Int32 // sessions that move much
+	conns atomic.Int32 // sessions
+	moved atomic.Int64 // application bytes, both ways
+
+	mu       sync.Mutex
+	canWrite sync.Cond // room in the ring, or the end
+	canRead  sync.Cond // an attachment, no freeze, or the end
+	err      error     // why the lane has ended
+	cur      *attachment
+	since    time.Time // cur became nil or not nil
+	epoch    uint32    // of the last attach: sent (C), accepted (E)
+	attached int       // attachments so far
+	frozen   bool      // C, between ATTACH and its answer: nothing is delivered
+
+	// outgoing
+	ring    ring
+	sent    uint64 // next offset to send on cur
+	maxSent uint64 // the most ever sent
+	hint    *chunk // where sent is, perhaps
+
+	// incoming
+	rxOff    uint64 // bytes delivered
+	rxCRC    uint32 // of all of them
+	ackSent  uint64 // last offset acknowledged
+	ackDue   bool
+	ackTimer *time.Timer // armed: an ACK becomes due
+	armed    bool
+
+	watching watcher
+}
+
+func newLane(k *link, index uint8) *lane {
+	l := &lane{link: k, index: index, since: k.e.now()}
+	l.ring.mem = &k.e.mem
+	l.canWrite.L, l.canRead.L = &l.mu, &l.mu
+	l.watching.kick = make(chan struct{}, 1)
+	l.ackTimer = time.AfterFunc(time.Hour, l.ackTime)
+	l.ackTimer.Stop()
+	l.mux = newMux(l, k.role)
+	return l
+}
+
+// Write takes p into the ring, waiting while there is no room.
+func (l *lane) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	taken, idle := 0, l.ring.end == l.ring.acked
+	for taken < len(p) {
+		for l.err == nil && (l.ring.end-l.sent >= maxUnsent || l.ring.end-l.ring.acked >= maxRing) {
+			l.canWrite.Wait()
+		}
+		if l.err != nil {
+			return taken, l.err
+		}
+		n := l.ring.append(p[taken:])
+		taken += n
+		if a := l.cur; a != nil && a.ready && !a.writing {
+			if len(p) <= inlineWrite {
+				l.pumpLocked(a)
+			} else {
+				a.wake.Signal()
+			}
+		}
+		if n == 0 && l.err == nil && l.ring.held >= minRing {
+			l.link.e.short()
+			l.canWrite.Wait()
+		}
+	}
+	if idle {
+		l.watching.nudgeIdle()
+	}
+	return taken, nil
+}
+
+// pumpLocked sends what is due on a until nothing is. One goroutine at a time; the lock is let go around each write.
+func (l *lane) pumpLocked(a *attachment) {
+	a.writing = true
+	var scratch *chunk
+	for l.cur == a && a.ready {
+		head, c, from, n := l.nextLocked(a)
+		if head == 0 {
+			break
+		}
+		var out []byte
+		if c != nil && from == 0 && c.pins == 0 {
+			// The head goes into the room in front of the payload: one write, no copy.
+			copy(c.buf[headroom-head:], a.head[:head])
+			out = c.buf[headroom-head : headroom+n]
+		} else {
+			if scratch == nil || len(scratch.buf) < head+n {
+				if scratch != nil {
+					l.ring.mem.put(scratch)
+				}
+				scratch = l.ring.mem.get(chunkFor(head + n))
+			}
+			out = append(scratch.buf[:0], a.head[:head]...)
+			if c != nil {
+				out = append(out, c.bytes()[from:from+n]...)
+			}
+		}
+		if c != nil {
+			c.pins++
+		}
+		ended := a.ending
+		l.mu.Unlock()
+		_, err := a.s.Write(out)
+		l.mu.Lock()
+		if c != nil {
+			l.ring.unpin(c)
+		}
+		switch {
+		case err != nil:
+			l.loseLocked(a, err)
+		case ended:
+			l.partLocked(a, Stream.Close)
+		}
+	}
+	if scratch != nil {
+		l.ring.mem.put(scratch)
+	}
+	a.writing = false
+}
+
+// nextLocked puts the head of the next write into a.head and says how long it is, and which bytes of which chunk follow.
+func (l *lane) nextLocked(a *attachment) (head int, c *chunk, from, n int) {
+	h := a.head[:0]
+	data := l.sent < l.ring.end
+	if l.ackDue || data && l.rxOff > l.ackSent {
+		h = appendFrame(h, frame{frameAck, l.rxOff})
+		l.ackSent, l.ackDue = l.rxOff, false
+	}
+	if a.pingDue {
+		h = appendFrame(h, frame{framePing, a.pings})
+		a.pingDue = false
+	}
+	if a.pongDue {
+		h = appendFrame(h, frame{framePong, a.pong})
+		a.pongDue = false
+	}
+	if a.renewDue {
+		h = appendFrame(h, frame{frameRenew, 0})
+		a.renewDue = false
+	}
+	if !data {
+		if a.endDue {
+			h = appendFrame(h, frame{frameEnd, uint64(a.reason)})
+			a.endDue, a.ending = false, true
+		}
+		return len(h), nil, 0, 0
+	}
+	c = l.ring.at(l.sent, l.hint)
+	from = int(l.sent - c.start)
+	n = min(c.n-from, maxData)
+	h = appendFrame(h, frame{frameData, uint64(n)})
+	l.hint = c
+	l.sent += uint64(n)
+	l.maxSent = max(l.maxSent, l.sent)
+	if l.ring.end-l.sent < maxUnsent {
+		l.canWrite.Signal()
+	}
+	return len(h), c, from, n
+}
+
+// Read gives yamux the next bytes, from whichever stream carries the lane.
+func (l *lane) Read(p []byte) (int, error) {
+	for {
+		a, err := l.carrier()
+		if err != nil {
+			return 0, err
+		}
+		n, err := a.fetch(p)
+		if n > 0 && l.commit(a, p[:n]) {
+			return n, nil
+		}
+		if err != nil {
+			l.lose(a, err)
+		}
+	}
+}
+
+// carrier waits for an attachment.
+func (l *lane) carrier() (*attachment, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for l.cur == nil && l.err == nil {
+		l.canRead.Wait()
+	}
+	return l.cur, l.err
+}
+
+// commit counts bytes that a has delivered into p, or says that they do not count: a has been replaced since.
+// During a freeze it waits to know.
+func (l *lane) commit(a *attachment, p []byte) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for l.frozen && l.cur == a && l.err == nil {
+		l.canRead.Wait()
+	}
+	if l.cur != a || l.err != nil {
+		return false
+	}
+	l.rxOff += uint64(len(p))
+	l.rxCRC = crc32.Update(l.rxCRC, castagnoli, p)
+	switch {
+	case l.rxOff-l.ackSent >= ackBytes && !l.ackDue:
+		l.ackDue = true
+		a.wakeLocked()
+	case !l.armed:
+		l.armed = true
+		l.ackTimer.Reset(ackDelay)
+	}
+	return true
+}
+
+// ackTime runs when the ACK timer fires.
+func (l *lane) ackTime() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.armed = false
+	if l.rxOff > l.ackSent && l.cur != nil {
+		l.ackDue = true
+		l.cur.wakeLocked()
+	}
+}
+
+// control takes a frame other than DATA.
+func (l *lane) control(a *attachment, f frame) error {
+	switch f.kind {
+	case framePong:
+		a.answered(f.value, l.link.e.now())
+		return nil
+	case frameEnd:
+		l.link.farEnd(byte(f.value))
+		return errEnded
+	case frameRenew:
+		if l.link.role == entry {
+			l.watching.askRenew(l.link.e.now(), false)
+		}
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.cur != a {
+		return nil // replaced: what it says no longer counts
+	}
+	switch f.kind {
+	case frameAck:
+		if f.value < l.ring.acked || f.value > l.sent {
+			return protocolError("ACK out of range")
+		}
+		l.ring.ack(f.value)
+		l.canWrite.Signal()
+	case framePing:
+		a.pong, a.pongDue = f.value, true
+		a.wakeLocked()
+	}
+	return nil
+}
+
+// judgeLocked says whether an attach of the given epoch, offset and sum may take the lane over.
+func (l *lane) judgeLocked(offset uint64, crc uint32) status {
+	if offset < l.ring.acked || offset > l.maxSent || l.ring.crcAt(offset) != crc {
+		return statusDesync
+	}
+	return statusOK
+}
+
+// switchLocked makes s the lane's stream; the peer continues at offset. judgeLocked has said yes.
+func (l *lane) switchLocked(s Stream, offset uint64, rtt time.Duration) *attachment {
+	if old := l.cur; old != nil {
+		l.partLocked(old, retire)
+	}
+	a := &attachment{l: l, s: s, done: make(chan struct{}), buf: make([]byte, readBuffer)}
+	a.wake.L = &l.mu
+	a.rtt.Store(int64(rtt))
+	l.ring.ack(offset)
+	l.sent, l.hint = offset, nil
+	l.ackSent, l.ackDue = l.rxOff, false
+	l.cur, l.since, l.frozen = a, l.link.e.now(), false
+	l.attached++
+	l.canRead.Broadcast()
+	l.canWrite.Broadcast()
+	return a
+}
+
+// carry writes what becomes due on a until a is replaced or lost: the attachment's writer.
+func (l *lane) carry(a *attachment) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	a.ready = true
+	for l.cur == a {
+		if !a.writing {
+			l.pumpLocked(a)
+		}
+		if l.cur == a {
+			a.wake.Wait()
+		}
+	}
+}
+
+// lose ends a because its stream failed.
+func (l *lane) lose(a *attachment, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.loseLocked(a, err)
+}
+
+func (l *lane) loseLocked(a *attachment, err error) {
+	if l.cur != a {
+		return
+	}
+	l.partLocked(a, retire)
+	var bad protocolError
+	if errors.As(err, &bad) {
+		l.watching.violation(l)
+	}
+	l.link.e.log.Debug("lane lost its stream", "peer", l.link.peer, "lane", l.index, "err", err)
+	l.watching.nudge()
+}
+
+// partLocked takes a off the lane; how says what becomes of its stream.
+func (l *lane) partLocked(a *attachment, how func(Stream) error) {
+	if l.cur != a {
+		return
+	}
+	l.cur, l.since = nil, l.link.e.now()
+	close(a.done)
+	a.wake.Broadcast()
+	l.canRead.Broadcast()
+	l.link.changed()
+	// Ending a stream may wait for a dead connection's queue.
+	l.link.e.spawn(func() { how(a.s) })
+}
+
+// retire ends a stream at once. The deadline comes first: it also frees a writer that waits for a
+// connection's queue, which Reset alone does not.
+func retire(s Stream) error {
+	s.SetDeadline(time.Unix(1, 0))
+	return s.Reset()
+}
+
+// end ends the lane for good: the peer is told if it can be, then the sessions in it are reset.
+func (l *lane) end(err error, reason byte) {
+	l.mu.Lock()
+	if l.err != nil {
+		l.mu.Unlock()
+		return
+	}
+	l.err = err
+	l.ackTimer.Stop()
+	a := l.cur
+	if a != nil {
+		l.sent = l.ring.end // nothing more but END
+		a.endDue, a.reason = true, reason
+		a.wakeLocked()
+	}
+	l.canWrite.Broadcast()
+	l.canRead.Broadcast()
+	l.mu.Unlock()
+	if a != nil {
+		late := time.NewTimer(endPatience)
+		select {
+		case <-a.done:
+		case <-late.C:
+			l.lose(a, err)
+		}
+		late.Stop()
+	}
+	l.mux.Close()
+	l.mu.Lock()
+	l.ring.clear()
+	l.mu.Unlock()
+}
+
+// Close is yamux's: the session in the lane has ended, and with it the link.
+func (l *lane) Close() error {
+	l.link.failSoon(errMux)
+	return nil
+}
+
+func (l *lane) LocalAddr() net.Addr              { return addr(l.link.e.cfg.Self) }
+func (l *lane) RemoteAddr() net.Addr             { return addr(l.link.peer) }
+func (l *lane) SetDeadline(time.Time) error      { return nil }
+func (l *lane) SetReadDeadline(time.Time) error  { return nil }
+func (l *lane) SetWriteDeadline(time.Time) error { return nil }

@@ -1,0 +1,526 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	yamux "github.com/libp2p/go-yamux/v5"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+)
+
+const (
+	idleLink = time.Minute // without sessions; then its lanes close
+
+	// A session is bulk once it has moved bulkBytes, and no longer when it moves less than calmBytes in calmTime.
+	// 1 MiB: more than a shell's screenfuls, less than a second of a transfer that would be felt.
+	bulkBytes = 1 << 20
+	calmBytes = 64 << 10
+	calmTime  = 10 * time.Second
+
+	openPatienceExit = 10 * time.Second // an OPEN must be complete, and taken by Accept
+
+	entryShare = maxSessions / 2 // sessions an entry puts on a lane: the far yamux must never have to refuse one
+)
+
+// role is an end of a link.
+type role byte
+
+const (
+	entry role = iota // dials services, attaches
+	exit              // offers them, accepts attaches
+)
+
+func (r role) String() string {
+	if r == entry {
+		return "entry"
+	}
+	return "exit"
+}
+
+// link joins us with one peer in one direction of use: up to four lanes that begin as needed and end together.
+type link struct {
+	e      *Endpoint
+	peer   peer.ID
+	role   role
+	id     linkID
+	ctx    context.Context // ends with the link
+	cancel context.CancelFunc
+
+	moved signal // a lane attached, was lost, turned suspect; a session ended; the link failed
+	calm  chan struct{}
+
+	mu      sync.Mutex
+	lanes   [maxLanes]*lane
+	conns   map[*Conn]struct{}
+	bulk    map[*Conn]int64 // bulk sessions, with what they had moved when last looked at
+	busy    int             // dials that wait, opens under way, closed sessions whose last bytes are not read
+	idle    time.Time       // neither sessions nor busy since
+	boot    bootID          // the peer's
+	greeted bool            // boot is known
+	why     error           // why it has ended
+}
+
+func newLink(e *Endpoint, p peer.ID, r role, id linkID) *link {
+	k := &link{e: e, peer: p, role: r, id: id, conns: map[*Conn]struct{}{}, bulk: map[*Conn]int64{},
+		calm: make(chan struct{}, 1), idle: e.now()}
+	k.ctx, k.cancel = context.WithCancel(e.ctx)
+	e.spawn(k.tend)
+	return k
+}
+
+// lane gives lane i, beginning it if it must; nil if the link has ended.
+func (k *link) lane(i uint8) *lane {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.laneLocked(i)
+}
+
+func (k *link) laneLocked(i uint8) *lane {
+	if k.why != nil {
+		return nil
+	}
+	if k.lanes[i] == nil {
+		l := newLane(k, i)
+		k.lanes[i] = l
+		k.e.spawn(l.watch)
+		if k.role == exit {
+			k.e.spawn(func() { k.accept(l) })
+		}
+	}
+	return k.lanes[i]
+}
+
+// all lists the lanes there are.
+func (k *link) all() []*lane {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var ls []*lane
+	for _, l := range k.lanes {
+		if l != nil {
+			ls = append(ls, l)
+		}
+	}
+	return ls
+}
+
+func (k *link) changed() { k.moved.all() }
+
+func (k *link) farBoot() (bootID, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.boot, k.greeted
+}
+
+// sameBoot records the peer's boot ID at the first answer and compares later ones.
+func (k *link) sameBoot(b bootID) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.greeted {
+		k.boot, k.greeted = b, true
+	}
+	return k.boot == b
+}
+
+// wanted says whether anybody needs the link.
+func (k *link) wanted() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.conns)+k.busy > 0
+}
+
+// hold counts something that needs the link; the result ends that.
+func (k *link) hold() (release func()) {
+	k.mu.Lock()
+	first := len(k.conns)+k.busy == 0
+	k.busy++
+	lanes := k.lanes
+	k.mu.Unlock()
+	if first {
+		for _, l := range lanes {
+			if l != nil {
+				l.watching.nudge()
+			}
+		}
+	}
+	return sync.OnceFunc(func() {
+		k.mu.Lock()
+		k.busy--
+		k.restLocked()
+		k.mu.Unlock()
+	})
+}
+
+// restLocked notes that nothing needs the link any more.
+func (k *link) restLocked() {
+	if len(k.conns)+k.busy == 0 {
+		k.idle = k.e.now()
+		select {
+		case k.calm <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// open begins a session as soon as a lane is attached.
+func (k *link) open(ctx context.Context, service string) (*Conn, error) {
+	defer k.hold()()
+	if k.lane(0) == nil {
+		return nil, k.reason()
+	}
+	for {
+		next := k.moved.wait()
+		if l := k.choose(); l != nil {
+			return k.openOn(ctx, l, service)
+		}
+		select {
+		case <-next:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-k.ctx.Done():
+			return nil, k.reason()
+		}
+	}
+}
+
+// choose picks the lane for a new session: one without bulk, with least on its way; nil if none is usable now.
+func (k *link) choose() *lane {
+	var best *lane
+	var bestLoad [3]int64
+	for _, l := range k.all() {
+		load, ok := l.load()
+		if !ok {
+			continue
+		}
+		if best == nil || less(load, bestLoad) {
+			best, bestLoad = l, load
+		}
+	}
+	return best
+}
+
+func less(a, b [3]int64) bool {
+	for i := range a {
+		if a[i] != b[i] {
+			return a[i] < b[i]
+		}
+	}
+	return false
+}
+
+// load is what a new session would have to share, in the order of its weight: bulk, bytes on their way, sessions.
+func (l *lane) load() ([3]int64, bool) {
+	n := int64(l.conns.Load())
+	if n >= entryShare || l.watching.suspected() {
+		return [3]int64{}, false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.cur == nil || l.err != nil {
+		return [3]int64{}, false
+	}
+	return [3]int64{int64(l.bulk.Load()), int64(l.ring.end - l.ring.acked), n}, true
+}
+
+func (k *link) openOn(ctx context.Context, l *lane, service string) (*Conn, error) {
+	st, err := l.mux.OpenStream(ctx)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, k.reasonOr(err)
+	}
+	o := &open{service: service}
+	k.e.fill(o.id[:])
+	// The write waits only if the lane's queue is full.
+	stop := context.AfterFunc(ctx, func() { st.Reset() })
+	_, err = st.Write(o.append(nil))
+	if !stop() {
+		return nil, ctx.Err()
+	}
+	if err != nil {
+		st.Reset()
+		return nil, k.reasonOr(err)
+	}
+	c := newConn(l, st, o)
+	if !k.add(c) {
+		c.Reset()
+		return nil, k.reason()
+	}
+	if n := l.conns.Load(); n >= entryShare*3/4 {
+		k.spare()
+	}
+	return c, nil
+}
+
+// accept takes the sessions the peer opens on l, until the lane ends.
+func (k *link) accept(l *lane) {
+	for {
+		st, err := l.mux.AcceptStream()
+		if err != nil {
+			return
+		}
+		k.e.spawn(func() { k.greet(l, st) })
+	}
+}
+
+// greet reads one OPEN and offers the session to Accept.
+func (k *link) greet(l *lane, st *yamux.Stream) {
+	defer k.hold()()
+	st.SetReadDeadline(time.Now().Add(openPatienceExit))
+	o, err := readOpen(st)
+	if err != nil {
+		st.Reset()
+		return
+	}
+	st.SetReadDeadline(time.Time{})
+	in := &Incoming{conn: newConn(l, st, o)}
+	if !k.add(in.conn) {
+		st.Reset()
+		return
+	}
+	late := time.NewTimer(openPatienceExit)
+	defer late.Stop()
+	select {
+	case k.e.incoming <- in:
+	case <-late.C:
+		in.Refuse(Overload)
+	case <-k.ctx.Done():
+		in.conn.Reset()
+	}
+}
+
+// add registers a session; false if the link has ended.
+func (k *link) add(c *Conn) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.why != nil {
+		return false
+	}
+	k.conns[c] = struct{}{}
+	c.lane.conns.Add(1)
+	return true
+}
+
+func (k *link) remove(c *Conn) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if _, ok := k.conns[c]; !ok {
+		return
+	}
+	delete(k.conns, c)
+	c.lane.conns.Add(-1)
+	if _, ok := k.bulk[c]; ok {
+		delete(k.bulk, c)
+		c.lane.bulk.Add(-1)
+	}
+	k.restLocked()
+}
+
+// becameBulk notes a session that moves much. The next ones go elsewhere: a lane for them is begun now, so that
+// dialling stays without a round trip.
+func (k *link) becameBulk(c *Conn) {
+	k.mu.Lock()
+	_, known := k.bulk[c]
+	_, live := k.conns[c]
+	if known || !live {
+		k.mu.Unlock()
+		return
+	}
+	k.bulk[c] = c.total()
+	c.lane.bulk.Add(1)
+	k.mu.Unlock()
+	select {
+	case k.calm <- struct{}{}:
+	default:
+	}
+	k.spare()
+}
+
+// spare begins a lane if none is free of bulk.
+func (k *link) spare() {
+	if k.role == exit {
+		return
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for i, l := range k.lanes {
+		if l == nil {
+			k.laneLocked(uint8(i))
+			return
+		}
+		if l.bulk.Load() == 0 && l.conns.Load() < entryShare*3/4 {
+			return
+		}
+	}
+}
+
+// tend ends the link when nothing has needed it for a minute, and forgets that sessions were bulk.
+func (k *link) tend() {
+	timer := time.NewTimer(idleLink)
+	defer timer.Stop()
+	for {
+		select {
+		case <-k.ctx.Done():
+			return
+		case <-k.calm:
+		case <-timer.C:
+		}
+		k.mu.Lock()
+		wait := time.Hour
+		if len(k.bulk) > 0 {
+			wait = calmTime
+			for c, was := range k.bulk {
+				now := c.total()
+				if was >= 0 && now-was < calmBytes && k.e.now().Sub(c.bulkSince()) >= calmTime {
+					delete(k.bulk, c)
+					c.lane.bulk.Add(-1)
+					c.calmed(now)
+					continue
+				}
+				k.bulk[c] = now
+			}
+		}
+		if k.role == entry && len(k.conns)+k.busy == 0 {
+			left := idleLink - k.e.now().Sub(k.idle)
+			if left <= 0 && k.quietLocked() {
+				k.mu.Unlock()
+				k.fail(errIdle, endIdle)
+				return
+			}
+			wait = min(wait, max(left, time.Second))
+		}
+		k.mu.Unlock()
+		timer.Reset(wait)
+	}
+}
+
+// quietLocked says whether the peer has everything that was sent, or nobody ever attached.
+func (k *link) quietLocked() bool {
+	for _, l := range k.lanes {
+		if l == nil {
+			continue
+		}
+		l.mu.Lock()
+		quiet := l.cur != nil || l.attached == 0 || l.ring.end == l.ring.acked
+		l.mu.Unlock()
+		if !quiet {
+			return false
+		}
+	}
+	return true
+}
+
+// farEnd takes the peer's END.
+func (k *link) farEnd(reason byte) {
+	err := errFar
+	switch reason {
+	case endIdle:
+		err = errIdle
+	case endCut:
+		err = errors.New("cut by the peer")
+	case endShutdown:
+		err = errors.New("the peer shuts down")
+	}
+	k.failSoon(err)
+}
+
+// failSoon fails the link from a goroutine that must not wait for it, or holds a lane's lock.
+func (k *link) failSoon(err error) {
+	if k.ctx.Err() == nil {
+		k.e.spawn(func() { k.fail(err, reasonFor(err)) })
+	}
+}
+
+func reasonFor(err error) byte {
+	var st *statusError
+	if errors.As(err, &st) && st.status == statusDesync {
+		return endDesync
+	}
+	return endFailed
+}
+
+// fail ends the link: the peer is told if it can be, and every session is reset.
+func (k *link) fail(err error, reason byte) {
+	k.mu.Lock()
+	if k.why != nil {
+		k.mu.Unlock()
+		return
+	}
+	k.why = err
+	lanes, n := k.lanes, len(k.conns)
+	k.mu.Unlock()
+	level := k.e.log.Info
+	if n == 0 {
+		level = k.e.log.Debug
+	}
+	level("link ended", "peer", k.peer, "role", k.role.String(), "sessions", n, "why", err)
+	k.e.forget(k)
+	k.cancel()
+	k.changed()
+	var wg sync.WaitGroup
+	for _, l := range lanes {
+		if l != nil {
+			wg.Go(func() { l.end(err, reason) })
+		}
+	}
+	wg.Wait()
+	k.mu.Lock()
+	k.conns, k.bulk = map[*Conn]struct{}{}, map[*Conn]int64{}
+	k.mu.Unlock()
+}
+
+// reason is why the link has ended; nil while it has not.
+func (k *link) reason() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.why
+}
+
+func (k *link) reasonOr(err error) error {
+	if why := k.reason(); why != nil {
+		return why
+	}
+	return fmt.Errorf("lane: %w", err)
+}
+
+// detached is since when no lane has a stream, and whether that is so.
+func (k *link) detached() (since time.Time, yes bool) {
+	for _, l := range k.all() {
+		l.mu.Lock()
+		at, attached := l.since, l.cur != nil
+		l.mu.Unlock()
+		if attached {
+			return time.Time{}, false
+		}
+		since = later(since, at)
+	}
+	return since, true
+}
+
+// signal wakes all who wait for the next change.
+type signal struct {
+	mu sync.Mutex
+	ch chan struct{}
+}
+
+func (s *signal) wait() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ch == nil {
+		s.ch = make(chan struct{})
+	}
+	return s.ch
+}
+
+func (s *signal) all() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ch != nil {
+		close(s.ch)
+		s.ch = nil
+	}
+}

@@ -1,0 +1,205 @@
+package session
+
+import (
+	"hash/crc32"
+	"sync"
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+const (
+	headroom   = 48       // bytes before a chunk's payload, for the frame heads that travel with it: 11 + 9 + 9 + 2 + 1 + 4
+	smallChunk = 4 << 10  // bytes; what a shell's line needs
+	largeChunk = 64 << 10 // bytes; one DATA frame
+)
+
+// chunk holds sent bytes until they are acknowledged, with room for a frame head in front, so that a frame is one
+// Write and no copy.
+type chunk struct {
+	next  *chunk
+	start uint64 // offset of the first byte
+	crc   uint32 // CRC-32C of all bytes before start
+	n     int    // bytes held
+	pins  int    // writers at work on buf
+	acked bool   // to be given back with the last pin
+	buf   []byte // headroom, then payload
+}
+
+func (c *chunk) end() uint64   { return c.start + uint64(c.n) }
+func (c *chunk) room() int     { return len(c.buf) - headroom - c.n }
+func (c *chunk) bytes() []byte { return c.buf[headroom : headroom+c.n] }
+
+// ring is a lane's replay store: the bytes from the last acknowledged one to the last written one.
+// It is a list of chunks from a common memory, so that it grows with what is on its way and is nothing when idle.
+// The lane's lock guards it.
+type ring struct {
+	mem         *memory
+	first, last *chunk
+	held        int64  // bytes of memory
+	acked       uint64 // everything before is gone
+	end         uint64 // offset of the next byte written
+	crc         uint32 // CRC-32C of all bytes before end
+}
+
+// append takes as much of p as memory allows, at least a byte if the ring holds less than minRing.
+func (r *ring) append(p []byte) int {
+	taken := 0
+	for len(p) > 0 {
+		c := r.last
+		// A large write starts a chunk of its own rather than be torn in two frames.
+		if c == nil || c.room() == 0 || len(p) >= largeChunk/2 && c.room() < len(p) {
+			if c = r.grow(len(p)); c == nil {
+				break
+			}
+		}
+		n := copy(c.buf[headroom+c.n:], p)
+		r.crc = crc32.Update(r.crc, castagnoli, p[:n])
+		c.n += n
+		r.end += uint64(n)
+		taken += n
+		p = p[n:]
+	}
+	return taken
+}
+
+func (r *ring) grow(want int) *chunk {
+	size := smallChunk
+	if want > smallChunk-headroom || r.first != nil {
+		size = largeChunk + headroom
+	}
+	if !r.mem.reserve(int64(size), r.held < minRing) {
+		return nil
+	}
+	c := r.mem.get(size)
+	c.start, c.crc = r.end, r.crc
+	r.held += int64(size)
+	if r.last == nil {
+		r.first = c
+	} else {
+		r.last.next = c
+	}
+	r.last = c
+	return c
+}
+
+// ack forgets the bytes before v, which the caller has checked to be in [acked, end].
+func (r *ring) ack(v uint64) {
+	r.acked = v
+	for c := r.first; c != nil && c.end() <= v; c = r.first {
+		r.first = c.next
+		if r.first == nil {
+			r.last = nil
+		}
+		r.drop(c)
+	}
+}
+
+// clear forgets everything.
+func (r *ring) clear() { r.ack(r.end) }
+
+func (r *ring) drop(c *chunk) {
+	r.held -= int64(len(c.buf))
+	r.mem.release(int64(len(c.buf)))
+	c.next, c.acked = nil, true
+	if c.pins == 0 {
+		r.mem.put(c)
+	}
+}
+
+// unpin ends one writer's use of c.
+func (r *ring) unpin(c *chunk) {
+	if c.pins--; c.pins == 0 && c.acked {
+		r.mem.put(c)
+	}
+}
+
+// at finds the chunk that holds offset, searching from hint if that is still in the ring and not behind.
+func (r *ring) at(offset uint64, hint *chunk) *chunk {
+	c := r.first
+	if hint != nil && !hint.acked && hint.start <= offset {
+		c = hint
+	}
+	for c != nil && c.end() <= offset {
+		c = c.next
+	}
+	return c
+}
+
+// crcAt is the CRC-32C of all bytes before offset, which must be in [acked, end].
+func (r *ring) crcAt(offset uint64) uint32 {
+	if offset == r.end {
+		return r.crc
+	}
+	c := r.at(offset, nil)
+	return crc32.Update(c.crc, castagnoli, c.bytes()[:offset-c.start])
+}
+
+// memory is what all rings of an endpoint draw from.
+type memory struct {
+	budget int64 // bytes
+
+	mu      sync.Mutex
+	used    int64 // by rings
+	windows int64 // promised to peers beyond each stream's first window
+
+	small, large sync.Pool
+}
+
+// reserve takes n bytes of the budget; must takes them even if there are none.
+func (m *memory) reserve(n int64, must bool) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !must && m.used+n > m.budget {
+		return false
+	}
+	m.used += n
+	return true
+}
+
+func (m *memory) release(n int64) {
+	m.mu.Lock()
+	m.used -= n
+	m.mu.Unlock()
+}
+
+// reserveWindow promises a peer n bytes of receive window, or takes a promise back.
+func (m *memory) reserveWindow(n int64) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if n > 0 && m.windows+n > m.budget {
+		return false
+	}
+	m.windows += n
+	return true
+}
+
+func (m *memory) over() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.used >= m.budget
+}
+
+func (m *memory) pool(size int) *sync.Pool {
+	if size == smallChunk {
+		return &m.small
+	}
+	return &m.large
+}
+
+func (m *memory) get(size int) *chunk {
+	if c, ok := m.pool(size).Get().(*chunk); ok {
+		*c = chunk{buf: c.buf}
+		return c
+	}
+	return &chunk{buf: make([]byte, size)}
+}
+
+func (m *memory) put(c *chunk) { m.pool(len(c.buf)).Put(c) }
+
+// chunkFor is the size of chunk that holds n bytes and no head.
+func chunkFor(n int) int {
+	if n <= smallChunk {
+		return smallChunk
+	}
+	return largeChunk + headroom
+}

@@ -1,0 +1,439 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// The path watch, docs/session.md "Time". One goroutine a lane looks at what has been heard and decides: ask, look for
+// another path, give up. The entry side also attaches.
+
+const (
+	minSilence  = time.Second            // before a path is suspect; with 4 RTT, what TCP allows before it resends twice
+	probeIdle   = 15 * time.Second       // NAT mappings live 30 s
+	probeActive = 3 * time.Second        // as Tailscale's heartbeat
+	activeFor   = time.Minute            // after the last application byte
+	lookEvery   = 250 * time.Millisecond // while bytes are unacknowledged
+	giveUpBusy  = 10 * time.Second       // exit: silence with unacknowledged bytes
+	giveUpIdle  = 45 * time.Second       // three idle probes of the entry's
+
+	backoffFirst = 200 * time.Millisecond // a relay restarts in 2 s
+	backoffMax   = 5 * time.Second
+	backoffGrow  = 1.6
+
+	openPatience   = 10 * time.Second // one Open
+	attachPatience = 5 * time.Second  // attach and answer, at both sides
+	renewPause     = time.Second      // between RENEWs that are heeded
+	freshAttempt   = 250 * time.Millisecond
+	violations     = 5 // broken streams within a minute that end the link
+)
+
+// watcher is the state of a lane's watch.
+type watcher struct {
+	kick chan struct{} // look now
+
+	mu      sync.Mutex
+	idle    bool // asleep until a probe is due
+	renew   bool // attach anew
+	renewed time.Time
+	attempt func()    // calls off the attempt under way
+	began   time.Time // of that attempt
+	broken  []time.Time
+
+	// of the watching goroutine
+	of      *attachment
+	heard   uint64
+	last    time.Time // bytes came
+	pending time.Time // bytes became unacknowledged after last
+	moved   int64
+	active  time.Time // application bytes moved
+	pinged  bool      // for this silence
+	retry   time.Time
+	pause   time.Duration
+
+	suspect bool // under mu
+}
+
+// nudge has the lane looked at now.
+func (w *watcher) nudge() {
+	select {
+	case w.kick <- struct{}{}:
+	default:
+	}
+}
+
+// nudgeIdle does so if the watch sleeps for long.
+func (w *watcher) nudgeIdle() {
+	w.mu.Lock()
+	idle := w.idle
+	w.idle = false
+	w.mu.Unlock()
+	if idle {
+		w.nudge()
+	}
+}
+
+// askRenew has the lane attach anew; the far side's wish is heeded once a second.
+func (w *watcher) askRenew(now time.Time, ours bool) {
+	w.mu.Lock()
+	if !ours && now.Sub(w.renewed) < renewPause {
+		w.mu.Unlock()
+		return
+	}
+	w.renewed, w.renew = now, true
+	// An attempt that already hangs was begun on what is no longer the best path.
+	if w.attempt != nil && now.Sub(w.began) >= freshAttempt {
+		w.attempt()
+	}
+	w.mu.Unlock()
+	w.nudge()
+}
+
+func (w *watcher) suspected() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.suspect
+}
+
+func (w *watcher) setSuspect(l *lane, v bool) {
+	w.mu.Lock()
+	was := w.suspect
+	w.suspect = v
+	w.mu.Unlock()
+	if was != v {
+		l.link.changed()
+	}
+}
+
+// violation counts a stream ended for a breach of the wire.
+func (w *watcher) violation(l *lane) {
+	now := l.link.e.now()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.broken = append(w.broken, now)
+	if len(w.broken) < violations {
+		return
+	}
+	if now.Sub(w.broken[0]) < time.Minute {
+		l.link.failSoon(errViolations)
+	}
+	w.broken = w.broken[1:]
+}
+
+// watch looks after the lane until its link ends.
+func (l *lane) watch() {
+	w := &l.watching
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-l.link.ctx.Done():
+			return
+		case <-timer.C:
+		case <-w.kick:
+		}
+		wait := l.look()
+		w.mu.Lock()
+		w.idle = wait > lookEvery
+		w.mu.Unlock()
+		timer.Reset(wait)
+	}
+}
+
+// look judges the lane and acts; it says when to look again at the latest.
+func (l *lane) look() time.Duration {
+	w, k := &l.watching, l.link
+	now := k.e.now()
+	l.mu.Lock()
+	a, unacked, since := l.cur, l.ring.end > l.ring.acked, l.since
+	l.mu.Unlock()
+
+	w.mu.Lock()
+	renew := w.renew
+	w.renew = false
+	w.mu.Unlock()
+	if renew {
+		w.pause, w.retry = 0, time.Time{}
+	}
+	if a == nil {
+		return l.lookDetached(now, since, unacked)
+	}
+	if renew {
+		if k.role == exit {
+			l.mu.Lock()
+			a.renewDue = true
+			a.wakeLocked()
+			l.mu.Unlock()
+		} else if err := l.attach(a, l.avoiding(a)); err != nil {
+			k.e.log.Debug("no better path", "peer", k.peer, "lane", l.index, "err", err)
+		}
+		return 0
+	}
+
+	if m := l.moved.Load(); m != w.moved {
+		w.moved, w.active = m, now
+	}
+	if h := a.heard.Load(); w.of != a || h != w.heard {
+		w.of, w.heard, w.last, w.pinged, w.pending = a, h, now, false, time.Time{}
+		w.setSuspect(l, false)
+	}
+	switch {
+	case !unacked:
+		w.pending = time.Time{}
+	case w.pending.IsZero():
+		w.pending = now
+	}
+	limit := max(minSilence, 4*time.Duration(a.rtt.Load()))
+
+	// Since when has an answer been owed?
+	var owed time.Time
+	if asked := a.asked.Load(); asked != 0 {
+		owed = time.Unix(0, asked)
+	}
+	if !w.pending.IsZero() && (owed.IsZero() || w.pending.Before(owed)) {
+		owed = w.pending
+	}
+	if owed.IsZero() {
+		probe := probeIdle
+		if now.Sub(w.active) < activeFor {
+			probe = probeActive
+		}
+		if k.role == exit {
+			if left := giveUpIdle - now.Sub(w.last); left > 0 {
+				return left
+			}
+			l.lose(a, errSilent)
+			return 0
+		}
+		if left := probe - now.Sub(w.last); left > 0 {
+			return left
+		}
+		l.ping(a, now)
+		return lookEvery
+	}
+	silence := now.Sub(later(owed, w.last))
+	if silence >= limit/2 && !w.pinged {
+		w.pinged = true
+		l.ping(a, now)
+	}
+	if silence < limit {
+		return min(lookEvery, limit-silence)
+	}
+	w.setSuspect(l, true)
+	if k.role == exit {
+		if silence >= max(giveUpBusy, 2*limit) {
+			l.lose(a, errSilent)
+		}
+		return lookEvery
+	}
+	if wait := w.retry.Sub(now); wait > 0 {
+		return min(wait, lookEvery)
+	}
+	if err := l.attach(a, a.s); err != nil {
+		w.fail(k, now)
+	} else {
+		w.retry, w.pause = time.Time{}, 0
+	}
+	return 0
+}
+
+// avoiding is a's stream if its path has gone silent.
+func (l *lane) avoiding(a *attachment) Stream {
+	if l.watching.suspected() {
+		return a.s
+	}
+	return nil
+}
+
+// lookDetached keeps trying to attach, at the entry, until the hold time is over.
+func (l *lane) lookDetached(now, since time.Time, unacked bool) time.Duration {
+	w, k := &l.watching, l.link
+	w.setSuspect(l, false)
+	left := k.e.cfg.Hold - now.Sub(since)
+	if left <= 0 {
+		k.failSoon(fmt.Errorf("no path for %v", k.e.cfg.Hold))
+		return time.Hour
+	}
+	if k.role == exit || !k.wanted() && !unacked {
+		return left
+	}
+	if wait := w.retry.Sub(now); wait > 0 {
+		return min(wait, left)
+	}
+	if err := l.attach(nil, nil); err != nil {
+		k.e.log.Debug("no path", "peer", k.peer, "lane", l.index, "err", err)
+		w.fail(k, now)
+		return 0
+	}
+	w.retry, w.pause = time.Time{}, 0
+	return 0
+}
+
+// fail sets when to try again.
+func (w *watcher) fail(k *link, now time.Time) {
+	w.pause = min(max(backoffFirst, time.Duration(float64(w.pause)*backoffGrow)), backoffMax)
+	spread := 0.7 + 0.6*k.e.random()
+	w.retry = k.e.now().Add(time.Duration(float64(w.pause) * spread))
+}
+
+func (l *lane) ping(a *attachment, now time.Time) {
+	l.mu.Lock()
+	a.pingLocked(now)
+	l.mu.Unlock()
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// attach opens a stream and makes it the lane's. live, if not nil, is the attachment in use, which stays so until the new
+// one is confirmed; avoid is passed on to Open, and if it speaks again meanwhile the attempt is called off.
+func (l *lane) attach(live *attachment, avoid Stream) error {
+	k, w := l.link, &l.watching
+	ctx, cancel := context.WithTimeout(k.ctx, openPatience+attachPatience)
+	defer cancel()
+	w.mu.Lock()
+	w.attempt, w.began = cancel, k.e.now()
+	w.mu.Unlock()
+	defer func() {
+		w.mu.Lock()
+		w.attempt = nil
+		w.mu.Unlock()
+	}()
+	if avoid != nil {
+		stop := func() { cancel() }
+		live.search.Store(&stop)
+		defer live.search.Store(nil)
+		if live.heard.Load() != w.heard {
+			return nil
+		}
+	}
+	opening, opened := context.WithTimeout(ctx, openPatience)
+	s, err := k.e.cfg.Open(opening, k.peer, avoid)
+	opened()
+	if err != nil {
+		return err
+	}
+	kill := context.AfterFunc(ctx, func() { retire(s) })
+	s.SetDeadline(time.Now().Add(attachPatience))
+	abandon := func(err error) error {
+		kill()
+		retire(s)
+		if ctx.Err() != nil && live != nil && live.heard.Load() != w.heard {
+			return nil // it spoke again
+		}
+		return err
+	}
+	if live != nil {
+		if _, err := l.exchange(s, flagCheck); err != nil {
+			return abandon(err)
+		}
+		// From here to the answer the lane is frozen: too late to call it off.
+		if !kill() {
+			return abandon(ctx.Err())
+		}
+		kill = context.AfterFunc(k.ctx, func() { retire(s) })
+		s.SetDeadline(time.Now().Add(attachPatience))
+	}
+	asked := k.e.now()
+	r, err := l.exchange(s, 0)
+	if err != nil {
+		return abandon(err)
+	}
+	if !kill() {
+		return abandon(errEnded)
+	}
+	s.SetDeadline(time.Time{})
+	l.mu.Lock()
+	if l.err != nil {
+		l.mu.Unlock()
+		return abandon(l.err)
+	}
+	if st := l.judgeLocked(r.offset, r.crc); st != statusOK {
+		l.mu.Unlock()
+		k.failSoon(&statusError{st})
+		return abandon(&statusError{st})
+	}
+	a := l.switchLocked(s, r.offset, k.e.now().Sub(asked))
+	k.e.spawn(func() { l.carry(a) })
+	n := l.attached
+	l.mu.Unlock()
+	k.changed()
+	k.e.log.Debug("lane attached", "peer", k.peer, "lane", l.index, "times", n)
+	return nil
+}
+
+// statusError is a refused attach.
+type statusError struct{ status }
+
+func (e *statusError) Error() string { return "attach: peer says: " + e.status.String() }
+
+// exchange sends one attach and reads its answer. Unless it is a check, the lane is frozen meanwhile; with an OK it
+// stays so, for the caller to switch.
+func (l *lane) exchange(s Stream, flags byte) (r *reply, err error) {
+	k := l.link
+	m := &attach{flags: flags, lane: l.index, link: k.id, boot: k.e.boot, window: maxRing}
+	boot, known := k.farBoot()
+	if known {
+		copy(m.known[:], boot[:8])
+	}
+	l.mu.Lock()
+	if l.err != nil {
+		l.mu.Unlock()
+		return nil, l.err
+	}
+	if l.attached == 0 {
+		m.flags |= flagNew
+	}
+	m.epoch = l.epoch + 1
+	if flags&flagCheck == 0 {
+		l.epoch++
+		l.frozen = true
+		defer func() {
+			if err != nil {
+				l.mu.Lock()
+				l.frozen = false
+				l.canRead.Broadcast()
+				l.mu.Unlock()
+			}
+		}()
+	}
+	m.offset, m.crc = l.rxOff, l.rxCRC
+	l.mu.Unlock()
+
+	if _, err := s.Write(m.append(nil)); err != nil {
+		return nil, err
+	}
+	r, err = readReply(s)
+	if err != nil {
+		return nil, err
+	}
+	if r.status == statusOK && !k.sameBoot(r.boot) {
+		r.status = statusBootChanged
+	}
+	switch r.status {
+	case statusOK:
+		return r, nil
+	case statusUnknownLink, statusBootChanged, statusDesync, statusDenied:
+		k.failSoon(&statusError{r.status})
+	}
+	return nil, &statusError{r.status}
+}
+
+var (
+	errSilent     = errors.New("path silent")
+	errEnded      = errors.New("link ended")
+	errViolations = errors.New("the peer does not keep to the protocol")
+	errMux        = errors.New("the multiplexer failed")
+	errNoWindow   = errors.New("no memory for a greater window")
+	errSpace      = errors.New("dropped for want of memory")
+	errIdle       = errors.New("idle")
+	errOlder      = errors.New("the peer has begun a new link")
+	errFar        = errors.New("ended by the peer")
+)
