@@ -233,7 +233,7 @@ func TestEntryServesUnixSocket(t *testing.T) {
 	far, server := newMemPair()
 	entry := &Entry{Listener: ln, Dial: func(context.Context) (Conn, error) { return far, nil }}
 	serve(t, entry.Serve)
-	c, err := net.Dial("unix", local.Address)
+	c, err := net.Dial("unix", local.address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -252,7 +252,7 @@ func TestEntryServesUnixSocket(t *testing.T) {
 
 func TestListenTellsWhatWouldBeAvailable(t *testing.T) {
 	ln := newLocalListener(t)
-	_, err := Bound(ln.Addr()).Listen()
+	_, err := LocalOf(ln).Listen()
 	var le *ListenError
 	if !errors.As(err, &le) || !errors.Is(err, syscall.EADDRINUSE) {
 		t.Fatalf("listening twice: %v", err)
@@ -271,7 +271,7 @@ func TestUnixSocketOfADeadProgramIsReplaced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if info, err := os.Stat(local.Address); err != nil || info.Mode().Perm() != 0o600 {
+	if info, err := os.Stat(local.address); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("socket's mode is %v, %v", info.Mode(), err)
 	}
 	if _, err := local.Listen(); !errors.Is(err, syscall.EADDRINUSE) {

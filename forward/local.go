@@ -18,15 +18,13 @@ import (
 //	addr:2222        port on one address; 0.0.0.0:2222 on all of them
 //	unix:/path       unix socket, which only this user may open
 //	-                standard input and output, one connection
+//	(nothing)        to be chosen: the zero Local
 //
 // What String prints ParseLocal reads back as the same Local.
 type Local struct {
-	Network string // "tcp", "unix" or "stdio"
-	Address string // host:port or path; empty for stdio
+	network string // "tcp", "unix", "stdio" or, to be chosen, ""
+	address string // host:port or path
 }
-
-// Stdio is the Local written as "-".
-var Stdio = Local{Network: "stdio"}
 
 // ParseLocal reads a local address's text form. Its errors say what to write instead.
 func ParseLocal(s string) (Local, error) {
@@ -38,11 +36,11 @@ func ParseLocal(s string) (Local, error) {
 }
 
 func parseLocal(s string) (Local, error) {
-	if s == "" {
-		return Local{}, fmt.Errorf("is empty; write a port (2222), addr:port, unix:/path, or -")
-	}
-	if s == "-" {
-		return Stdio, nil
+	switch s {
+	case "":
+		return Local{}, nil
+	case "-":
+		return Local{network: "stdio"}, nil
 	}
 	if path, ok := strings.CutPrefix(s, "unix:"); ok {
 		return Local{"unix", path}, checkSocketPath(path)
@@ -86,20 +84,31 @@ func parseListenPort(s string) (int, error) {
 
 // String is the text form.
 func (l Local) String() string {
-	switch l.Network {
+	switch l.network {
 	case "unix":
-		return "unix:" + l.Address
+		return "unix:" + l.address
 	case "stdio":
 		return "-"
 	}
-	return l.Address
+	return l.address
 }
 
-// Port is the port, 0 for any free one and for what has none.
-func (l Local) Port() int { return portOf(l.Network, l.Address) }
+// Auto reports whether the address is still to be chosen, Stdio whether it is "-".
+// Neither can be listened on.
+func (l Local) Auto() bool  { return l.network == "" }
+func (l Local) Stdio() bool { return l.network == "stdio" }
 
-// Bound is the Local of an address that Listen gave, with the port the system chose.
-func Bound(addr net.Addr) Local { return Local{Network: addr.Network(), Address: addr.String()} }
+// Network and Address are what net.Listen takes.
+func (l Local) Network() string { return l.network }
+func (l Local) Address() string { return l.address }
+
+// Port is the port, 0 for any free one and for what has none.
+func (l Local) Port() int { return portOf(l.network, l.address) }
+
+// LocalOf is the Local that a listener has, with the port that the system chose.
+func LocalOf(ln net.Listener) Local {
+	return Local{network: ln.Addr().Network(), address: ln.Addr().String()}
+}
 
 // A ListenError says that a local address is not available, and what would be.
 type ListenError struct {
@@ -127,13 +136,13 @@ func (e *ListenError) Unwrap() error { return e.Err }
 func (l Local) Listen() (net.Listener, error) {
 	var ln net.Listener
 	var err error
-	switch l.Network {
+	switch l.network {
 	case "tcp":
-		ln, err = net.Listen("tcp", l.Address)
+		ln, err = net.Listen("tcp", l.address)
 	case "unix":
-		ln, err = listenUnix(l.Address)
+		ln, err = listenUnix(l.address)
 	default:
-		err = fmt.Errorf("%s is not listened on", l)
+		err = fmt.Errorf("not an address to listen on")
 	}
 	if err != nil {
 		return nil, &ListenError{Local: l, Hint: l.listenHint(err), Err: err}
@@ -143,9 +152,9 @@ func (l Local) Listen() (net.Listener, error) {
 
 func (l Local) listenHint(err error) string {
 	switch {
-	case errors.Is(err, syscall.EADDRINUSE) && l.Network == "tcp":
+	case errors.Is(err, syscall.EADDRINUSE) && l.network == "tcp":
 		return "name another port, or 0 for any free one"
-	case errors.Is(err, os.ErrPermission) && l.Network == "tcp" && l.Port() < 1024:
+	case errors.Is(err, os.ErrPermission) && l.network == "tcp" && l.Port() < 1024:
 		return "ports below 1024 need privileges; name one from 1024 up, for example " + strconv.Itoa(l.Port()+8000)
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		return "this machine does not have that address; 0.0.0.0 means all it has"

@@ -78,33 +78,3 @@ func socketName(path string) string {
 	}
 	return name
 }
-
-// Usage is how to use a forward to a target with this port from a local address, in
-// one line: "ssh -p 2222 localhost", "http://nas.localhost:8080"; empty where there is
-// nothing that everybody would type. service is the name as the user wrote it.
-func Usage(service string, port int, local Local) string {
-	if local.Network != "tcp" {
-		return ""
-	}
-	host, lport := "127.0.0.1", strconv.Itoa(local.Port())
-	name := strings.ReplaceAll(service, ".", "-") + ".localhost" // browsers resolve it to loopback (RFC 6761, 6.3)
-	switch (Target{Network: "tcp", Address: joinHostPort(host, port)}).DefaultName() {
-	case "ssh":
-		return "ssh -p " + lport + " " + host
-	case "http", "port-3000", "port-5000", "port-5173", "port-8888":
-		return "http://" + name + ":" + lport
-	case "https":
-		return "https://" + name + ":" + lport
-	case "postgres":
-		return "psql -h " + host + " -p " + lport
-	case "mysql":
-		return "mysql -h " + host + " -P " + lport
-	case "redis":
-		return "redis-cli -p " + lport
-	case "vnc":
-		return "vnc://" + host + ":" + lport
-	case "rdp":
-		return "rdp: " + host + ":" + lport
-	}
-	return ""
-}
