@@ -146,9 +146,7 @@ func (k *Known) SetAddrs(p peer.ID, addrs []ma.Multiaddr) error {
 	if _, _, err := ed25519Public(p); err != nil {
 		return fmt.Errorf("known addresses: %w", err)
 	}
-	kept := slices.DeleteFunc(slices.Clone(addrs), func(a ma.Multiaddr) bool {
-		return len(a.Bytes()) == 0 || len(a.Bytes()) > maxAddrBytes || len(strings.Fields(a.String())) != 1
-	})
+	kept := slices.DeleteFunc(slices.Clone(addrs), func(a ma.Multiaddr) bool { return !writable(a) })
 	kept = kept[:min(len(kept), maxKnownAddrs)]
 	if slices.EqualFunc(kept, k.facts.addrs[p], func(a, b ma.Multiaddr) bool { return a.Equal(b) }) {
 		return nil
@@ -164,6 +162,13 @@ func (k *Known) SetAddrs(p peer.ID, addrs []ma.Multiaddr) error {
 		next.addrs[p] = kept
 	}
 	return k.storeLocked(next)
+}
+
+// writable tells whether an address reads back from a line of the file as itself.
+func writable(a ma.Multiaddr) bool {
+	text := a.String()
+	again, err := parseAddr(text)
+	return err == nil && again.Equal(a) && len(strings.Fields(text)) == 1
 }
 
 // Forget drops everything, for a machine that leaves its network.

@@ -206,7 +206,7 @@ func (r *Roster) Resolve(name string) (service string, p peer.ID, err error) {
 // service it owns, or by a peer ID on the roster. The error is ErrUnknownName.
 func (r *Roster) ResolvePeer(nameOrID string) (peer.ID, error) {
 	s := strings.TrimSpace(nameOrID)
-	if p, err := peer.Decode(s); err == nil {
+	if p, err := parsePeer(s); err == nil {
 		if _, ok := r.Entry(p); !ok {
 			return "", fmt.Errorf("%w: peer %s is not in network %s", ErrUnknownName, p, r.Name)
 		}
