@@ -21,13 +21,15 @@ var punchAgain = [...]time.Duration{5 * time.Second, 15 * time.Second, time.Minu
 
 // hold is a peer in use.
 type hold struct {
-	users  int
-	cancel context.CancelFunc // set once it is kept
+	users   int
+	relayed int                // of them, how many want no direct path
+	cancel  context.CancelFunc // set once it is kept
 }
 
 // Hold says that p is in use until release is called: p is kept connected (reconnected with growing
-// pauses), protected, its path probed, and a direct path sought while it is relayed. Holds add up.
-func (n *Node) Hold(p peer.ID) (release func()) {
+// pauses), protected, its path probed, and a direct path sought while it is relayed, unless kind is
+// Relay. Holds add up.
+func (n *Node) Hold(p peer.ID, kind PathKind) (release func()) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	h := n.holds[p]
@@ -40,9 +42,15 @@ func (n *Node) Hold(p peer.ID) (release func()) {
 		}
 	}
 	h.users++
+	if kind == Relay {
+		h.relayed++
+	}
 	return sync.OnceFunc(func() {
 		n.mu.Lock()
 		defer n.mu.Unlock()
+		if kind == Relay {
+			h.relayed--
+		}
 		if h.users--; h.users > 0 {
 			return
 		}
@@ -58,6 +66,14 @@ func (n *Node) isHeld(p peer.ID) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.holds[p] != nil
+}
+
+// wantsDirect says whether anyone who holds p would have a direct path.
+func (n *Node) wantsDirect(p peer.ID) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	h := n.holds[p]
+	return h != nil && h.users > h.relayed
 }
 
 func (n *Node) startHoldLocked(p peer.ID, h *hold) {
@@ -93,6 +109,7 @@ func (n *Node) keep(ctx context.Context, p peer.ID) {
 			}
 		case n.paths.has(p, Direct):
 			punched, punchAt = 0, time.Time{}
+		case !n.wantsDirect(p):
 		case time.Now().Before(punchAt):
 			pause = time.Until(punchAt)
 		default:

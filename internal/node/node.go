@@ -4,7 +4,7 @@
 //	n, err := node.New(node.Config{Key: key, Member: book.IsMember, Relays: book.Relays, …})
 //	n.Host().SetStreamHandler(laneProtocol, lanes)
 //	go n.Serve(ctx)
-//	release := n.Hold(p)                                  // keep p connected, directly if possible
+//	release := n.Hold(p, node.Auto)                         // keep p connected, directly if possible
 //	s, err := n.Open(ctx, p, laneProtocol, nil, node.Auto)  // a stream on the best path now
 //
 // What happens to one peer: Connect races the addresses that were good last time, circuits over every
@@ -76,6 +76,21 @@ const (
 	Direct                 // only a direct one
 	Relay                  // only through a relay
 )
+
+// ParsePathKind reads what a person writes: "auto" or nothing, "direct", "relay".
+func ParsePathKind(s string) (PathKind, error) {
+	switch s {
+	case "", "auto":
+		return Auto, nil
+	case "direct":
+		return Direct, nil
+	case "relay":
+		return Relay, nil
+	}
+	return Auto, fmt.Errorf("path %q: auto, direct or relay", s)
+}
+
+func (k PathKind) String() string { return [...]string{"auto", "direct", "relay"}[k] }
 
 // Path is how a peer is reached now.
 type Path struct {
@@ -262,3 +277,7 @@ func (n *Node) ListenAddrs() []ma.Multiaddr { return n.addrs.listening() }
 // ReachableAddrs is where others can dial this node without punching: announced, port-mapped and
 // confirmed public addresses.
 func (n *Node) ReachableAddrs() []ma.Multiaddr { return n.addrs.confirmed() }
+
+// AnnounceAddrs is what discovery tells others about this node: the addresses that can be dialled and
+// the circuits of the relays that hold a reservation. Observed addresses are not among them.
+func (n *Node) AnnounceAddrs() []ma.Multiaddr { return n.parts.host.Addrs() }

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -442,6 +443,28 @@ func (n *Node) Path(p peer.ID) (Path, bool) {
 		return Path{}, false
 	}
 	return n.paths.describeLocked(p, pp), true
+}
+
+// Ping measures the round trip on p's path now, and returns the path with it.
+func (n *Node) Ping(ctx context.Context, p peer.ID) (Path, error) {
+	c := n.paths.best(p, nil, Auto)
+	if c == nil {
+		return Path{}, fmt.Errorf("ping %s: %w", p, ErrUnreachable)
+	}
+	pinger := &pinger{conn: c}
+	defer pinger.close()
+	rtt, err := pinger.ping(ctx, firstPingTimeout)
+	if err != nil {
+		return Path{}, fmt.Errorf("ping %s at %s: %w", p, c.RemoteMultiaddr(), err)
+	}
+	n.paths.mu.Lock()
+	defer n.paths.mu.Unlock()
+	if pp := n.paths.peers[p]; pp != nil && pp.best != nil && pp.best.conn == c {
+		path := n.paths.describeLocked(p, pp)
+		path.RTT = rtt
+		return path, nil
+	}
+	return Path{}, fmt.Errorf("ping %s: the path changed meanwhile", p)
 }
 
 // prefer compares two links by what was measured.

@@ -1,0 +1,186 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+)
+
+// pair is two members and a relay, b reserved there.
+func pair(t *testing.T) (m *mesh, relay, a, b *Node) {
+	t.Helper()
+	m = newMesh(t)
+	relay, _ = m.relay(Config{})
+	a, b = m.join(Config{}), m.join(Config{})
+	serveEcho(a)
+	serveEcho(b)
+	eventually(t, "both reserve", func() bool { return reserved(a, 1)() && reserved(b, 1)() })
+	return m, relay, a, b
+}
+
+func TestConnectReachesAPeerByTheRelayAlone(t *testing.T) {
+	_, relay, a, b := pair(t)
+	if err := a.Connect(t.Context(), b.self); err != nil {
+		t.Fatal(err)
+	}
+	path, ok := a.Path(b.self)
+	if !ok || path.Kind != "relay" || path.Relay != relay.self {
+		t.Fatalf("path %+v, want the relay's", path)
+	}
+	if _, err := echo(t, a, b.self, Auto); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestConnectToNobodyFailsAsUnreachable(t *testing.T) {
+	m, _, a, _ := pair(t)
+	nobody, stop := m.start(Config{})
+	stop()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := a.Connect(ctx, nobody.self); !errors.Is(err, ErrUnreachable) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestConnectTakesWhatWasGoodLastTimeAndWhatIsFound(t *testing.T) {
+	m := newMesh(t)
+	b, c := m.join(Config{}), m.join(Config{})
+	known := map[peer.ID][]ma.Multiaddr{b.self: b.ListenAddrs()[1:]}
+	saved := make(chan peer.ID, 4)
+	a := m.join(Config{
+		Known: Known{
+			Get: func(p peer.ID) []ma.Multiaddr { return known[p] },
+			Set: func(p peer.ID, _ []ma.Multiaddr) { saved <- p },
+		},
+		Find: func(_ context.Context, p peer.ID) <-chan peer.AddrInfo {
+			found := make(chan peer.AddrInfo, 1)
+			if p == c.self {
+				found <- peer.AddrInfo{ID: p, Addrs: c.ListenAddrs()}
+			}
+			close(found)
+			return found
+		},
+	})
+	for _, p := range []*Node{b, c} {
+		if err := a.Connect(t.Context(), p.self); err != nil {
+			t.Fatal(err)
+		}
+		if got := <-saved; got != p.self {
+			t.Errorf("remembered %s, want %s", got, p.self)
+		}
+	}
+}
+
+func TestHeldPeerIsUpgradedToADirectPathAndWatchersSeeIt(t *testing.T) {
+	_, _, a, b := pair(t)
+	changes, stop := a.Watch()
+	defer stop()
+	release := a.Hold(b.self, Auto)
+	defer release()
+	relayed := false
+	for timeout := time.After(patience); ; {
+		select {
+		case c := <-changes:
+			if c.Peer != b.self {
+				continue
+			}
+			relayed = relayed || c.New.Kind == "relay"
+			if c.New.Kind != "direct" {
+				continue
+			}
+		case <-timeout:
+			path, _ := a.Path(b.self)
+			t.Fatalf("no direct path: %+v", path)
+		}
+		break
+	}
+	if !relayed {
+		t.Error("the relayed path before it was not told")
+	}
+	eventually(t, "b has it too", func() bool { p, _ := b.Path(a.self); return p.Kind == "direct" })
+	if _, err := echo(t, a, b.self, Direct); err != nil {
+		t.Error(err)
+	}
+	if c, err := echo(t, a, b.self, Relay); err != nil || relayOf(c.RemoteMultiaddr()) == "" {
+		t.Errorf("the relayed connection is not kept as a way back: %v", err)
+	}
+}
+
+func TestHoldForTheRelayAloneDoesNotPunch(t *testing.T) {
+	_, _, a, b := pair(t)
+	defer a.Hold(b.self, Relay)()
+	eventually(t, "connected", func() bool { _, ok := a.Path(b.self); return ok })
+	c, err := echo(t, a, b.self, Relay)
+	if err != nil || relayOf(c.RemoteMultiaddr()) == "" {
+		t.Fatalf("not over the relay: %v", err)
+	}
+	if a.paths.has(b.self, Direct) {
+		t.Error("punched although only the relay was wanted")
+	}
+}
+
+func TestOpenAvoidsASilentConnectionAndHasItClosed(t *testing.T) {
+	_, _, a, b := pair(t)
+	if err := a.Connect(t.Context(), b.self); err != nil {
+		t.Fatal(err)
+	}
+	first, err := echo(t, a, b.self, Auto)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// b stops answering pings on it: as good as dead.
+	b.Host().RemoveStreamHandler("/ipfs/ping/1.0.0")
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	s, err := a.Open(ctx, b.self, echoProtocol, first, Auto)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Reset()
+	if s.Conn() == first {
+		t.Error("the stream took the connection to avoid")
+	}
+	if err := echoOn(s); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "the silent one is closed", first.IsClosed)
+}
+
+func TestOpenSharesOneAttempt(t *testing.T) {
+	_, _, a, b := pair(t)
+	errs := make(chan error, 8)
+	for range cap(errs) {
+		go func() { errs <- a.Connect(t.Context(), b.self) }()
+	}
+	for range cap(errs) {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	relayed := 0
+	for _, c := range a.parts.swarm.ConnsToPeer(b.self) {
+		if relayOf(c.RemoteMultiaddr()) != "" {
+			relayed++
+		}
+	}
+	if relayed != 1 {
+		t.Errorf("%d circuits for one peer over one relay", relayed)
+	}
+}
+
+func TestPathOfARelayedPeerWhosePunchFailsSaysWhy(t *testing.T) {
+	_, _, a, b := pair(t)
+	if err := a.Connect(t.Context(), b.self); err != nil {
+		t.Fatal(err)
+	}
+	b.Host().RemoveStreamHandler("/fwd/punch/1")
+	a.tryPunch(t.Context(), b.self)
+	if path, _ := a.Path(b.self); path.Kind != "relay" || path.Reason == "" {
+		t.Errorf("path %+v, want a relay with a reason", path)
+	}
+}

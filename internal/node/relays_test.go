@@ -1,0 +1,113 @@
+package node
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+)
+
+func TestReservationIsMadeAtOnceAndAnnounced(t *testing.T) {
+	m := newMesh(t)
+	relay, _ := m.relay(Config{})
+	changed := make(chan struct{}, 16)
+	asked := make(chan peer.ID, 16)
+	start := time.Now()
+	a := m.join(Config{
+		Changed:       func() { changed <- struct{}{} },
+		BeforeReserve: func(_ context.Context, p peer.ID) error { asked <- p; return nil },
+	})
+	eventually(t, "reserved", reserved(a, 1))
+	t.Logf("reserved after %v", time.Since(start))
+	if got := <-asked; got != relay.self {
+		t.Errorf("rosters exchanged with %s before reserving, want %s", got, relay.self)
+	}
+	<-changed
+	announced := func() bool {
+		for _, addr := range a.AnnounceAddrs() {
+			if relayOf(addr) == relay.self {
+				return true
+			}
+		}
+		return false
+	}
+	eventually(t, "the circuit address is announced", announced)
+	eventually(t, "QUIC and TCP connections to the relay", func() bool {
+		transports := make(map[string]bool)
+		for _, l := range a.paths.links(relay.self) {
+			transports[l.sort()] = true
+		}
+		return transports["quic-v1"] && transports["tcp"]
+	})
+	eventually(t, "both mappings are known", func() bool { return len(a.NAT().Observed) == 2 })
+	if nat := a.NAT(); nat.UDP != "none" || nat.TCP != "none" {
+		t.Errorf("mapping %s and %s on loopback, want none", nat.UDP, nat.TCP)
+	}
+}
+
+func TestReservationComesBackWithTheRelay(t *testing.T) {
+	m := newMesh(t)
+	key := newKey(t)
+	relay, stop := m.relay(Config{Key: key})
+	a, b := m.join(Config{}), m.join(Config{})
+	serveEcho(b)
+	eventually(t, "reserved", func() bool { return reserved(a, 1)() && reserved(b, 1)() })
+	listen := relay.ListenAddrs()
+	stop()
+	eventually(t, "the loss is noticed", func() bool { return !reserved(b, 1)() })
+	m.relay(Config{Key: key, Listen: listen})
+	start := time.Now()
+	eventually(t, "reserved again", reserved(b, 1))
+	t.Logf("reserved %v after the restart", time.Since(start))
+	if _, err := echo(t, a, b.self, Auto); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestThirdRelayTakesADeadOnesPlace(t *testing.T) {
+	m := newMesh(t)
+	stops := make(map[peer.ID]func())
+	for range 3 {
+		r, stop := m.relay(Config{})
+		stops[r.self] = stop
+	}
+	a := m.join(Config{})
+	eventually(t, "two of three", reserved(a, 2))
+	var dead peer.ID
+	for _, s := range a.RelayStates() {
+		if s.Reserved {
+			dead = s.Peer
+		}
+	}
+	stops[dead]()
+	eventually(t, "the third stands in", func() bool {
+		count := 0
+		for _, s := range a.RelayStates() {
+			if s.Reserved && s.Peer != dead {
+				count++
+			}
+		}
+		return count == 2
+	})
+}
+
+func TestRelaysAreReadAnewOnRefresh(t *testing.T) {
+	m := newMesh(t)
+	a := m.join(Config{})
+	m.relay(Config{})
+	a.Refresh()
+	eventually(t, "reserved at the new relay", reserved(a, 1))
+	m.mu.Lock()
+	m.relays = nil
+	m.mu.Unlock()
+	a.Refresh()
+	eventually(t, "no longer announced", func() bool {
+		for _, addr := range a.AnnounceAddrs() {
+			if relayOf(addr) != "" {
+				return false
+			}
+		}
+		return true
+	})
+}
