@@ -384,16 +384,16 @@ func (e *Endpoint) Renew(p peer.ID) {
 	}
 }
 
-// Cut resets the sessions that match. match is also asked with service "" about each peer as a whole:
-// if it says yes, the peer's links fail.
-func (e *Endpoint) Cut(match func(p peer.ID, service string) bool, why error) {
+// Cut resets the sessions that match; role is ours, "entry" or "exit". match is also asked with service ""
+// about each link as a whole: if it says yes, the link fails.
+func (e *Endpoint) Cut(match func(p peer.ID, service, role string) bool, why error) {
 	for _, k := range e.links() {
-		if match(k.peer, "") {
+		if match(k.peer, "", k.role.String()) {
 			e.spawn(func() { k.fail(why, endCut) })
 			continue
 		}
 		for _, c := range k.sessions() {
-			if match(k.peer, c.name) {
+			if match(k.peer, c.name, k.role.String()) {
 				c.cut(why)
 			}
 		}
