@@ -64,7 +64,6 @@ type lane struct {
 	ring    ring
 	sent    uint64 // next offset to send on cur
 	maxSent uint64 // the most ever sent
-	hint    *chunk // where sent is, perhaps
 
 	// incoming
 	rxOff    uint64 // bytes delivered
@@ -196,11 +195,10 @@ func (l *lane) nextLocked(a *attachment) (head int, c *chunk, from, n int) {
 		}
 		return len(h), nil, 0, 0
 	}
-	c = l.ring.at(l.sent, l.hint)
+	c = l.ring.at(l.sent)
 	from = int(l.sent - c.start)
 	n = min(c.n-from, maxData)
 	h = appendFrame(h, frame{frameData, uint64(n)})
-	l.hint = c
 	l.sent += uint64(n)
 	l.maxSent = max(l.maxSent, l.sent)
 	if l.ring.end-l.sent < maxUnsent {
@@ -322,7 +320,7 @@ func (l *lane) switchLocked(s Stream, offset uint64, rtt time.Duration) *attachm
 	a.wake.L = &l.mu
 	a.rtt.Store(int64(rtt))
 	l.ring.ack(offset)
-	l.sent, l.hint = offset, nil
+	l.sent = offset
 	l.ackSent, l.ackDue = l.rxOff, false
 	l.cur, l.since, l.frozen = a, l.link.e.now(), false
 	l.attached++

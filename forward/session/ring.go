@@ -35,6 +35,7 @@ func (c *chunk) bytes() []byte { return c.buf[headroom : headroom+c.n] }
 type ring struct {
 	mem         *memory
 	first, last *chunk
+	hint        *chunk // in the ring: where at found the last offset
 	held        int64  // bytes of memory
 	acked       uint64 // everything before is gone
 	end         uint64 // offset of the next byte written
@@ -98,6 +99,9 @@ func (r *ring) ack(v uint64) {
 func (r *ring) clear() { r.ack(r.end) }
 
 func (r *ring) drop(c *chunk) {
+	if r.hint == c {
+		r.hint = nil
+	}
 	r.held -= int64(len(c.buf))
 	r.mem.release(int64(len(c.buf)))
 	c.next, c.acked = nil, true
@@ -113,15 +117,16 @@ func (r *ring) unpin(c *chunk) {
 	}
 }
 
-// at finds the chunk that holds offset, searching from hint if that is still in the ring and not behind.
-func (r *ring) at(offset uint64, hint *chunk) *chunk {
+// at finds the chunk that holds offset.
+func (r *ring) at(offset uint64) *chunk {
 	c := r.first
-	if hint != nil && !hint.acked && hint.start <= offset {
-		c = hint
+	if r.hint != nil && r.hint.start <= offset {
+		c = r.hint
 	}
-	for c != nil && c.end() <= offset {
+	for c.end() <= offset {
 		c = c.next
 	}
+	r.hint = c
 	return c
 }
 
@@ -130,7 +135,7 @@ func (r *ring) crcAt(offset uint64) uint32 {
 	if offset == r.end {
 		return r.crc
 	}
-	c := r.at(offset, nil)
+	c := r.at(offset)
 	return crc32.Update(c.crc, castagnoli, c.bytes()[:offset-c.start])
 }
 
