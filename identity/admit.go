@@ -232,16 +232,15 @@ func (o *Owner) admitLocked(v invitation, j joinRequest, now time.Time) (joinRep
 	}
 	trusted := o.book.Now(now)
 	before, again := v.usage(j.joiner)
+	e, listed := cur.Entry(j.joiner)
 	switch {
+	case again && listed && e.expired(trusted):
+		return joinReply{code: joinExpired}, nil
+	case again && listed: // the reply was lost
+		return o.welcome(j.joiner), nil
 	case again && before.revoked:
 		return joinReply{code: joinRevoked}, nil
-	case again: // the reply was lost, or we fell before the roster was written
-		if e, ok := cur.Entry(j.joiner); ok {
-			if e.expired(trusted) {
-				return joinReply{code: joinExpired}, nil
-			}
-			return o.welcome(j.joiner), nil
-		}
+	case again: // we fell before the roster was written
 	case j.joiner == o.self:
 		return joinReply{code: joinUsed}, errors.New("the owner joins its own network")
 	case !trusted.Before(v.expires):

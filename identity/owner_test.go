@@ -1,0 +1,325 @@
+package identity
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestFoundedNetworkIsThereAfterARestart(t *testing.T) {
+	n := newNetwork(t)
+	laptop := n.join(t, "laptop", InviteOptions{})
+	n.restart(t)
+	if role := n.book.Current().Role(laptop.id); role != "member" {
+		t.Fatalf("laptop is %q", role)
+	}
+	if role := n.book.Current().Role(n.id); role != "owner" {
+		t.Fatalf("vps is %q", role)
+	}
+	_, err := CreateNetwork(n.dir, n.book, "other", n.id, "vps", Member, t0)
+	wantErr(t, err, ErrJoined)
+
+	elsewhere := newMachine(t, "elsewhere")
+	_, err = CreateNetwork(n.dir, elsewhere.book, "other", elsewhere.id, "x", Member, t0)
+	wantErr(t, err, fs.ErrExist)
+	none, err := OpenOwner(t.TempDir(), elsewhere.book, elsewhere.id)
+	if none != nil || err != nil {
+		t.Fatalf("got %v, %v", none, err)
+	}
+}
+
+func TestCrashWhileFoundingLeavesNoNetworkOrAWholeOne(t *testing.T) {
+	m := newMachine(t, "vps")
+	dir := filepath.Dir(m.book.path)
+	m.book.write = fullDisk
+	_, err := CreateNetwork(dir, m.book, "home", m.id, "vps", Member, t0)
+	wantErr(t, err, errDisk)
+	o, err := OpenOwner(dir, m.book, m.id)
+	if o != nil || err != nil {
+		t.Fatalf("half a network: %v, %v", o, err)
+	}
+	m.book.write = WriteFile
+	if o, err = CreateNetwork(dir, m.book, "home", m.id, "vps", Member, t0); err != nil {
+		t.Fatalf("the second attempt: %v", err)
+	}
+
+	// As if the power had failed between roster and key: the key has not got its name.
+	must(t, os.Rename(filepath.Join(dir, networkKeyFile), filepath.Join(dir, stagedKeyFile)))
+	again, err := OpenOwner(dir, m.book, m.id)
+	must(t, err)
+	if again == nil || again.Network() != o.Network() {
+		t.Fatal("the network lost its key")
+	}
+	if _, err := os.Stat(filepath.Join(dir, networkKeyFile)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestFailedWriteChangesNothingForTheOwner(t *testing.T) {
+	n := newNetwork(t)
+	laptop, desk := n.join(t, "laptop", InviteOptions{}), n.join(t, "desk", InviteOptions{})
+	invite, err := n.owner.Invite(InviteOptions{}, t0)
+	must(t, err)
+	before := n.book.Current()
+
+	n.book.write, n.owner.write = fullDisk, WriteFile
+	wantErr(t, n.owner.Revoke(laptop.id, t0), errDisk)
+	wantErr(t, n.owner.ClaimService(laptop.id, "nas", t0), errDisk)
+	newcomer := newMachine(t, "newcomer")
+	_, _, err = n.use(t, invite, newcomer, "newcomer", t0)
+	wantErr(t, err, ErrOwnerFailed)
+	if n.book.Current() != before {
+		t.Fatal("a roster that is not on disk counts")
+	}
+
+	n.book.write, n.owner.write = WriteFile, fullDisk
+	_, err = n.owner.Invite(InviteOptions{}, t0)
+	wantErr(t, err, errDisk)
+	wantErr(t, n.owner.Revoke(desk.id, t0), errDisk)
+	if n.book.Current() != before {
+		t.Fatal("a roster was signed without its ledger")
+	}
+
+	// The disk is back: the same peer finishes its use of the invite, no other takes it.
+	n.restart(t)
+	_, _, err = n.use(t, invite, newMachine(t, "thief"), "thief", t0)
+	wantErr(t, err, ErrInviteUsed)
+	s, _, err := n.use(t, invite, newcomer, "newcomer", t0)
+	must(t, err)
+	if _, ok := s.Entry(newcomer.id); !ok {
+		t.Fatal("not on the roster")
+	}
+}
+
+func TestRevokeTakesEverythingAndChangesTheDiscoveryKey(t *testing.T) {
+	n := newNetwork(t)
+	must(t, n.owner.SetRelay(RelayInfo{n.id, addrs(t, "/ip4/192.0.2.1/tcp/4001")}, t0))
+	relay := n.join(t, "relay2", InviteOptions{Caps: Relay | Expose})
+	must(t, n.owner.SetRelay(RelayInfo{relay.id, addrs(t, "/ip4/192.0.2.2/tcp/4001")}, t0))
+	must(t, n.owner.ClaimService(relay.id, "nas", t0))
+	before := n.book.Current()
+
+	must(t, n.owner.Revoke(relay.id, t0))
+	after := n.book.Current()
+	if _, ok := after.Entry(relay.id); ok || len(after.Relays) != 1 || len(after.Services) != 0 {
+		t.Fatalf("something is left: %+v", after.Roster)
+	}
+	if bytes.Equal(after.DiscoveryKey, before.DiscoveryKey) || !bytes.Equal(after.OldDiscoveryKeys[0], before.DiscoveryKey) {
+		t.Fatal("the discovery key was not changed, or the old one forgotten")
+	}
+	if after.Epoch != before.Epoch+1 {
+		t.Fatalf("epoch %d after %d", after.Epoch, before.Epoch)
+	}
+	wantErr(t, n.owner.Revoke(relay.id, t0), ErrUnknownName)
+	wantErr(t, n.owner.Revoke(n.id, t0), ErrNotAllowed)
+
+	for i := range 10 {
+		m := n.join(t, fmt.Sprint("m", i), InviteOptions{})
+		must(t, n.owner.Revoke(m.id, t0))
+	}
+	if got := len(n.book.Current().OldDiscoveryKeys); got != maxOldDiscoveryKeys {
+		t.Fatalf("%d old discovery keys", got)
+	}
+}
+
+func TestRevokedPeerCannotComeBackByItsInvite(t *testing.T) {
+	n := newNetwork(t)
+	invite, err := n.owner.Invite(InviteOptions{Uses: 2}, t0)
+	must(t, err)
+	laptop := newMachine(t, "laptop")
+	_, _, err = n.use(t, invite, laptop, "laptop", t0)
+	must(t, err)
+	must(t, n.owner.Revoke(laptop.id, t0))
+	n.restart(t)
+	_, _, err = n.use(t, invite, laptop, "laptop", t0)
+	wantErr(t, err, ErrInviteRevoked)
+	_, _, err = n.use(t, invite, newMachine(t, "other"), "other", t0) // the second use is another's
+	must(t, err)
+}
+
+func TestServiceNameBelongsToTheFirst(t *testing.T) {
+	n := newNetwork(t)
+	a, b := n.join(t, "a", InviteOptions{}), n.join(t, "b", InviteOptions{})
+	guest := n.join(t, "guest", InviteOptions{Only: []Grant{{"nas", a.id}}})
+	must(t, n.owner.ClaimService(a.id, "nas", t0))
+	epoch := n.book.Current().Epoch
+	must(t, n.owner.ClaimService(a.id, "nas", t0))
+	if n.book.Current().Epoch != epoch {
+		t.Fatal("a claim that changes nothing made a new epoch")
+	}
+	wantErr(t, n.owner.ClaimService(b.id, "nas", t0), ErrNameTaken)
+	wantErr(t, n.owner.ClaimService(guest.id, "web", t0), ErrNotAllowed)
+	if err := n.owner.ClaimService(b.id, "a.b", t0); err == nil {
+		t.Fatal("a name with a dot was given out")
+	}
+	wantErr(t, n.owner.ReleaseService(b.id, "nas", t0), ErrNotAllowed)
+	must(t, n.owner.ReleaseService(a.id, "nas", t0))
+	must(t, n.owner.ClaimService(b.id, "nas", t0))
+	must(t, n.owner.ReleaseService("", "nas", t0))
+	for i := range maxNamesPerPeer {
+		_, err := n.owner.Update(t0, func(r *Roster) error { r.Services[fmt.Sprint("s", i)] = b.id; return nil })
+		must(t, err)
+	}
+	wantErr(t, n.owner.ClaimService(b.id, "one-more", t0), ErrTooLarge)
+}
+
+func TestRenameKeepsNamesUnique(t *testing.T) {
+	n := newNetwork(t)
+	a := n.join(t, "a", InviteOptions{})
+	must(t, n.owner.Rename(a.id, "desk", t0))
+	if e, ok := n.book.Current().ByName("desk"); !ok || e.Peer != a.id {
+		t.Fatal("not renamed")
+	}
+	wantErr(t, n.owner.Rename(a.id, "vps", t0), ErrNameTaken)
+	if n.owner.Rename(a.id, "members", t0) == nil || n.owner.Rename(a.id, "a.b", t0) == nil {
+		t.Fatal("a bad name was given")
+	}
+}
+
+func TestReplacedMachineKeepsNameGrantsTagsAndServices(t *testing.T) {
+	n := newNetwork(t)
+	old := n.join(t, "nas-box", InviteOptions{Tags: []string{"ops"}})
+	must(t, n.owner.ClaimService(old.id, "nas", t0))
+	guest := n.join(t, "guest", InviteOptions{Only: []Grant{{"nas", old.id}}})
+	fresh := newMachine(t, "fresh")
+	if name := n.joinAs(t, fresh, "whatever", InviteOptions{Replace: old.id}); name != "nas-box" {
+		t.Fatalf("it is called %s", name)
+	}
+	s := n.book.Current()
+	e, _ := s.Entry(fresh.id)
+	if e.Caps != Member || len(e.Tags) != 1 || s.Services["nas"] != fresh.id {
+		t.Fatalf("got %+v, services %v", e, s.Services)
+	}
+	if _, ok := s.Entry(old.id); ok {
+		t.Fatal("the old key still belongs")
+	}
+	must(t, Authorize(s, t0, guest.id, fresh.id, "nas", Allow{Members: true}))
+
+	phone := n.join(t, "phone", InviteOptions{Only: []Grant{{"nas", fresh.id}}})
+	invite, err := n.owner.Invite(InviteOptions{Replace: phone.id}, t0)
+	must(t, err)
+	must(t, n.owner.Revoke(phone.id, t0))
+	_, _, err = n.use(t, invite, newMachine(t, "phone2"), "phone2", t0)
+	wantErr(t, err, ErrInviteUsed) // and not a member's place
+}
+
+func TestRestoredOwnerCannotForkTheNetwork(t *testing.T) {
+	n := newNetwork(t)
+	laptop, lost := n.join(t, "laptop", InviteOptions{}), n.join(t, "lost", InviteOptions{})
+	open, err := n.owner.Invite(InviteOptions{}, t0)
+	must(t, err)
+	backup, err := n.owner.Export("correct horse")
+	must(t, err)
+	if bytes.Contains(backup, []byte("laptop")) {
+		t.Fatal("the backup can be read")
+	}
+	must(t, n.owner.Revoke(lost.id, t0)) // after the backup
+	late := n.join(t, "late", InviteOptions{})
+	_, err = laptop.book.Take(n.book.Offer(laptop.id, t0))
+	must(t, err)
+
+	spare := newMachine(t, "spare")
+	dir := filepath.Dir(spare.book.path)
+	_, err = Import(dir, spare.book, backup, "wrong", spare.id, t0)
+	wantErr(t, err, ErrPassphrase)
+	o, err := Import(dir, spare.book, backup, "correct horse", spare.id, t0)
+	must(t, err)
+	restored := &network{machine: spare, dir: dir, owner: o}
+	s := spare.book.Current()
+	if s.Term != 2 || s.Role(spare.id) != "owner" || s.Network != n.owner.Network() {
+		t.Fatalf("got term %d, role %s", s.Term, s.Role(spare.id))
+	}
+	_, _, err = restored.use(t, open, newMachine(t, "holder"), "holder", t0)
+	wantErr(t, err, ErrInviteUsed) // nobody knows whether it was used since the backup
+
+	// The restored owner works on, then meets what laptop holds: the revocation counts again.
+	added := restored.join(t, "added", InviteOptions{})
+	changed, err := o.Adopt(laptop.book.Current().Envelope, t0)
+	must(t, err)
+	s = spare.book.Current()
+	if _, ok := s.Entry(lost.id); ok || !changed {
+		t.Fatal("the revoked machine is back")
+	}
+	for _, m := range []*machine{added, late, laptop, spare} {
+		if _, ok := s.Entry(m.id); !ok {
+			t.Fatalf("%s is missing", m.id)
+		}
+	}
+	_, err = o.Adopt(laptop.book.Current().Envelope, t0)
+	wantErr(t, err, ErrOlder)
+	_, err = laptop.book.Adopt(s.Envelope)
+	must(t, err)
+
+	// The old owner hears of it and is done.
+	_, err = n.owner.Adopt(s.Envelope, t0)
+	wantErr(t, err, ErrMoved)
+	_, err = n.owner.Invite(InviteOptions{}, t0)
+	wantErr(t, err, ErrMoved)
+	must(t, n.owner.Retire())
+	if o, err := OpenOwner(n.dir, n.book, n.id); o != nil || err != nil {
+		t.Fatalf("got %v, %v", o, err)
+	}
+	restored.restart(t)
+}
+
+func TestOwnerSetBackAdoptsItsOwnSignatureAndSignsTheNext(t *testing.T) {
+	n := newNetwork(t)
+	laptop := n.join(t, "laptop", InviteOptions{})
+	snapshot, err := os.ReadFile(n.book.path)
+	must(t, err)
+	nas := n.join(t, "nas-box", InviteOptions{})
+	must(t, os.WriteFile(n.book.path, snapshot, 0o600))
+	n.restart(t)
+	other := n.join(t, "other", InviteOptions{}) // the same epoch, with other content
+	_, err = nas.book.Adopt(n.book.Current().Envelope)
+	wantErr(t, err, ErrConflict)
+
+	changed, err := n.owner.Adopt(nas.book.Current().Envelope, t0)
+	must(t, err)
+	s := n.book.Current()
+	if _, ok := s.Entry(nas.id); !ok || !changed || s.Epoch != nas.book.Current().Epoch+1 {
+		t.Fatalf("got epoch %d", s.Epoch)
+	}
+	for _, m := range []*machine{laptop, nas, other} {
+		_, err := m.book.Adopt(s.Envelope)
+		must(t, err)
+	}
+}
+
+func TestOwnersFilesAreRefusedWhenDamagedOrOpen(t *testing.T) {
+	n := newNetwork(t)
+	path := filepath.Join(n.dir, ledgerFile)
+	must(t, os.WriteFile(path, []byte(`{"v":1,"invites":[{"id":"zz"}]}`), 0o600))
+	_, err := OpenOwner(n.dir, n.book, n.id)
+	var damaged *DamagedError
+	if !errors.As(err, &damaged) || damaged.Path != path {
+		t.Fatalf("got %v", err)
+	}
+	must(t, os.Chmod(filepath.Join(n.dir, networkKeyFile), 0o644))
+	_, err = OpenOwner(n.dir, n.book, n.id)
+	if err == nil || !strings.Contains(err.Error(), "chmod 600") {
+		t.Fatalf("got %v", err)
+	}
+}
+
+func TestExpiredEntriesAreDroppedAfterAMonth(t *testing.T) {
+	n := newNetwork(t)
+	visitor := n.join(t, "visitor", InviteOptions{For: time.Hour})
+	on := func() bool { _, ok := n.book.Current().Entry(visitor.id); return ok }
+	_, err := n.owner.Update(t0.Add(24*time.Hour), func(*Roster) error { return nil })
+	must(t, err)
+	if !on() {
+		t.Fatal("dropped at once: a wrong clock could not be corrected")
+	}
+	_, err = n.owner.Update(t0.Add(pruneAfter+2*time.Hour), func(*Roster) error { return nil })
+	must(t, err)
+	if on() {
+		t.Fatal("still listed")
+	}
+}
