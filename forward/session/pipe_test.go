@@ -25,8 +25,10 @@ type pipe struct {
 	passed int64
 	limit  int64 // bytes until the cut, -1 for none
 	silent bool  // takes bytes and delivers none
+	held   bool  // keeps what it has
 	eof    bool
-	err    error
+	rerr   error // what the reading end gets
+	werr   error // what the writing end gets
 	rd, wd time.Time
 	rt, wt *time.Timer
 	onCut  func()
@@ -43,16 +45,16 @@ func (p *pipe) read(b []byte) (int, error) {
 	defer p.mu.Unlock()
 	for {
 		switch {
-		case p.err != nil:
-			return 0, p.err
+		case p.rerr != nil:
+			return 0, p.rerr
 		case late(p.rd):
 			return 0, os.ErrDeadlineExceeded
-		case len(p.buf) > 0:
+		case len(p.buf) > 0 && !p.held:
 			n := copy(b, p.buf)
 			p.buf = p.buf[n:]
 			p.cond.Broadcast()
 			return n, nil
-		case p.eof:
+		case p.eof && len(p.buf) == 0:
 			return 0, io.EOF
 		}
 		p.cond.Wait()
@@ -67,8 +69,8 @@ func (p *pipe) write(b []byte) (int, error) {
 	done := 0
 	for done < len(b) {
 		switch {
-		case p.err != nil:
-			return done, p.err
+		case p.werr != nil:
+			return done, p.werr
 		case p.eof:
 			return done, io.ErrClosedPipe
 		case late(p.wd):
@@ -107,13 +109,23 @@ func (p *pipe) write(b []byte) (int, error) {
 	return done, nil
 }
 
-func (p *pipe) fail(err error, drop bool) {
+// fail breaks the pipe at the ends given. What happens at one end of a silent pipe is not seen at the other.
+func (p *pipe) fail(err error, reader, writer bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.err == nil {
-		p.err = err
+	if reader && p.rerr == nil {
+		p.rerr = err
+	}
+	if writer && p.werr == nil {
+		p.werr = err
 	}
 	p.cond.Broadcast()
+}
+
+func (p *pipe) quiet() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.silent
 }
 
 func (p *pipe) wakeAt(t time.Time, timer **time.Timer) {
@@ -132,18 +144,18 @@ type end struct{ in, out *pipe }
 func (e *end) Read(b []byte) (int, error)  { return e.in.read(b) }
 func (e *end) Write(b []byte) (int, error) { return e.out.write(b) }
 func (e *end) Reset() error {
-	e.in.fail(errCut, true)
-	e.out.fail(errCut, true)
+	e.in.fail(errCut, true, !e.in.quiet())
+	e.out.fail(errCut, !e.out.quiet(), true)
 	return nil
 }
 
 // Close lets what was written be read, and stops reading.
 func (e *end) Close() error {
 	e.out.mu.Lock()
-	e.out.eof = true
+	e.out.eof = !e.out.silent
 	e.out.cond.Broadcast()
 	e.out.mu.Unlock()
-	e.in.fail(io.ErrClosedPipe, false)
+	e.in.fail(io.ErrClosedPipe, true, !e.in.quiet())
 	return nil
 }
 
