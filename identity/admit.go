@@ -102,6 +102,8 @@ func (o *Owner) invitation(opts InviteOptions, cur *Roster, now time.Time) (v in
 		return v, fmt.Errorf("%d uses: 1 to %d are possible", opts.Uses, maxUses)
 	case opts.Expires < 0 || opts.For < 0:
 		return v, errors.New("a duration is negative")
+	case opts.Expires > maxAccess || opts.For > maxAccess:
+		return v, errors.New("a duration is longer than 100 years; leave it out for ever")
 	case opts.For > 0 && opts.For < time.Millisecond:
 		return v, errors.New("access for less than a millisecond")
 	case opts.Caps == Guest && len(opts.Only) == 0:

@@ -17,6 +17,9 @@ const (
 	maxUses    = 1024     // of one invite
 	maxLedger  = 16 << 20 // 16 MiB, bounds the file
 
+	// maxAccess is 100 years: longer durations would overflow a time sooner or later.
+	maxAccess = 100 * 365 * 24 * time.Hour
+
 	// inviteMemory is 7 days: for so long after its end does the owner tell the
 	// holder of an invite "used" or "expired" rather than nothing.
 	inviteMemory = 7 * 24 * time.Hour
@@ -206,7 +209,7 @@ func (t ledgerText) ledger() (l ledger, err error) {
 
 func (t invitationText) invitation() (v invitation, err error) {
 	id, err := hex.DecodeString(t.ID)
-	if err != nil || len(id) != inviteIDSize || len(t.Key) != 32 || t.Uses < 0 || t.For < 0 {
+	if err != nil || len(id) != inviteIDSize || len(t.Key) != 32 || t.Uses < 0 || t.Expires < 0 || t.For < 0 || t.For > int64(maxAccess/time.Millisecond) {
 		return v, errors.New("malformed")
 	}
 	v = invitation{key: t.Key, uses: t.Uses, expires: fromUnixMilli(t.Expires), duration: time.Duration(t.For) * time.Millisecond}

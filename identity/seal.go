@@ -50,7 +50,20 @@ type Sealed struct {
 	*Roster
 	Envelope []byte
 
-	payload []byte // what was signed: two seals of one text are one roster
+	payload []byte          // what was signed: two seals of one text are one roster
+	places  map[peer.ID]int // in Entries
+}
+
+// Entry is Roster.Entry without the search: it is asked for every session.
+func (s *Sealed) Entry(p peer.ID) (Entry, bool) {
+	if s.places == nil {
+		return s.Roster.Entry(p)
+	}
+	i, ok := s.places[p]
+	if !ok {
+		return Entry{}, false
+	}
+	return s.Entries[i], true
 }
 
 // Seal signs a roster with the network key. A roster that breaks a rule or limit
@@ -83,7 +96,11 @@ func Open(envelope []byte, want NetworkID) (*Sealed, error) {
 	if r.Network != signer {
 		return nil, fmt.Errorf("open roster: it names network %s: %w", r.Network, ErrSeal)
 	}
-	return &Sealed{Roster: r, Envelope: bytes.Clone(envelope), payload: payload}, nil
+	places := make(map[peer.ID]int, len(r.Entries))
+	for i, e := range r.Entries {
+		places[e.Peer] = i
+	}
+	return &Sealed{Roster: r, Envelope: bytes.Clone(envelope), payload: payload, places: places}, nil
 }
 
 // sealed is the libp2p record that every signed text of a network is: the domain

@@ -1,0 +1,213 @@
+package identity
+
+import (
+	"bytes"
+	"io"
+	"strings"
+	"testing"
+)
+
+// One property for everything that is parsed from outside: what was read prints, and
+// what was printed reads back the same. Panics and hangs show by themselves.
+
+func FuzzInvite(f *testing.F) {
+	f.Add(sampleInvite(f).String())
+	f.Add("fwd1")
+	f.Add("fwd2aaaa")
+	f.Fuzz(func(t *testing.T, s string) {
+		i, err := ParseInvite(s)
+		if err != nil {
+			return
+		}
+		again, err := ParseInvite(i.String())
+		if err != nil || again.String() != i.String() {
+			t.Fatalf("%q printed as %q: %v", s, i.String(), err)
+		}
+	})
+}
+
+// FuzzInviteBody goes past the checksum, which the fuzzer could not guess.
+func FuzzInviteBody(f *testing.F) {
+	b, _ := inviteBase32.DecodeString(sampleInvite(f).String()[4:])
+	f.Add(b[:len(b)-checksumSize])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s := "fwd1" + inviteBase32.EncodeToString(append(bytes.Clone(b), checksum('1', b)...))
+		if len(s) > maxInviteText {
+			return
+		}
+		i, err := ParseInvite(s)
+		if err == nil && i.String() != s {
+			t.Fatalf("got %s, want %s", i.String(), s)
+		}
+	})
+}
+
+func FuzzRosterEnvelope(f *testing.F) {
+	r, key := sampleRoster(f)
+	s, err := Seal(r, key)
+	must(f, err)
+	f.Add(s.Envelope)
+	h, err := sealHeartbeat(r, t0, key)
+	must(f, err)
+	f.Add(h.envelope)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, err := Open(b, "")
+		if err == nil && !bytes.Equal(s.Envelope, b) {
+			t.Fatal("not handed on byte for byte")
+		}
+		openHeartbeat(b, "")
+	})
+}
+
+func FuzzRosterPayload(f *testing.F) {
+	r, _ := sampleRoster(f)
+	payload, err := formatRoster(r)
+	must(f, err)
+	f.Add(payload)
+	f.Add([]byte(`{"v":1}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r, err := parseRoster(b)
+		if err != nil {
+			return
+		}
+		once, err := formatRoster(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := parseRoster(once)
+		if err != nil {
+			t.Fatal(err)
+		}
+		twice, err := formatRoster(again)
+		if err != nil || !bytes.Equal(once, twice) {
+			t.Fatalf("%s\n%s\n%v", once, twice, err)
+		}
+	})
+}
+
+func FuzzJoinRequest(f *testing.F) {
+	_, joiner := testKey(f, "joiner")
+	_, owner := testKey(f, "owner")
+	f.Add(joinRequest{joiner, owner, "laptop", make([]byte, signatureSize)}.format())
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if j, err := parseJoinRequest(b); err == nil && !bytes.Equal(j.format(), b) {
+			t.Fatalf("got %x, want %x", j.format(), b)
+		}
+		if id, err := requestID(b); err == nil {
+			_ = id
+			if _, err := openRequest(make([]byte, 32), owner, b); err == nil {
+				t.Fatal("opened")
+			}
+		}
+	})
+}
+
+func FuzzJoinReply(f *testing.F) {
+	f.Add(joinReply{joinOK, "laptop", []byte("envelope")}.format())
+	f.Add([]byte{byte(joinUsed), 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if a, err := parseJoinReply(b); err == nil && !bytes.Equal(a.format(), b) {
+			t.Fatalf("got %x, want %x", a.format(), b)
+		}
+		if _, err := openReply(make([]byte, 32), b, b); err == nil {
+			t.Fatal("opened")
+		}
+	})
+}
+
+func FuzzKnown(f *testing.F) {
+	_, p := testKey(f, "p")
+	f.Add("pin nas " + p.String() + "\naddr " + p.String() + " /ip4/192.0.2.1/tcp/1\n")
+	f.Add("# comment\n\n")
+	f.Fuzz(func(t *testing.T, s string) {
+		known, err := parseKnown([]byte(s))
+		if err != nil {
+			return
+		}
+		once := known.format()
+		again, err := parseKnown(once)
+		if err != nil || !bytes.Equal(again.format(), once) {
+			t.Fatalf("%q printed as %q: %v", s, once, err)
+		}
+	})
+}
+
+func FuzzReadMsg(f *testing.F) {
+	var wire bytes.Buffer
+	must(f, WriteMsg(&wire, RosterMsg{Term: 1, Epoch: 2, Roster: []byte("x")}))
+	f.Add(wire.Bytes())
+	f.Add([]byte("\x00\x00\x00\x02{}"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var m RosterMsg
+		r := bytes.NewReader(b)
+		if ReadMsg(r, 1<<10, &m) != nil {
+			return
+		}
+		if rest, _ := io.ReadAll(r); len(b)-len(rest) > 1<<10+4 {
+			t.Fatal("read beyond the limit")
+		}
+		var once, twice bytes.Buffer
+		must(t, WriteMsg(&once, m))
+		must(t, ReadMsg(bytes.NewReader(once.Bytes()), maxMsg, &m))
+		must(t, WriteMsg(&twice, m))
+		if !bytes.Equal(once.Bytes(), twice.Bytes()) {
+			t.Fatalf("%q, %q", once.Bytes(), twice.Bytes())
+		}
+	})
+}
+
+func FuzzAllow(f *testing.F) {
+	r, _ := sampleRoster(f)
+	f.Add("members nas-box tag:ops !phone")
+	f.Add(r.Owner.String() + " !" + r.Owner.String())
+	f.Fuzz(func(t *testing.T, s string) {
+		a, err := ParseAllow(strings.Fields(s), r)
+		if err != nil {
+			return
+		}
+		again, err := ParseAllow(a.Words(), nil) // no names are left to look up
+		if err != nil || again.String() != a.String() {
+			t.Fatalf("%q printed as %q, then %q: %v", s, a, again, err)
+		}
+	})
+}
+
+func FuzzLedger(f *testing.F) {
+	_, owner := testKey(f, "owner")
+	l := ledger{invites: []invitation{{key: make([]byte, 32), owner: owner, uses: 2, expires: t0, used: []usage{{owner, true}}, caps: Guest, only: []Grant{{"nas", owner}}}}}
+	data, err := l.format()
+	must(f, err)
+	f.Add(data)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		l, err := parseLedger(b)
+		if err != nil {
+			return
+		}
+		once, err := l.format()
+		must(t, err)
+		again, err := parseLedger(once)
+		must(t, err)
+		if twice, err := again.format(); err != nil || !bytes.Equal(once, twice) {
+			t.Fatalf("%s\n%s\n%v", once, twice, err)
+		}
+	})
+}
+
+func FuzzKeyFile(f *testing.F) {
+	key, _ := testKey(f, "p")
+	text, err := formatKey(key)
+	must(f, err)
+	f.Add(text)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		key, err := parseKey(b)
+		if err != nil {
+			return
+		}
+		text, err := formatKey(key)
+		must(t, err)
+		again, err := parseKey(text)
+		if err != nil || !again.Equals(key) {
+			t.Fatalf("%q printed as %q: %v", b, text, err)
+		}
+	})
+}
