@@ -1,17 +1,27 @@
 package node
 
 import (
+	"bufio"
 	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/protocol"
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
 
-	"fwd/discovery"
 	"fwd/internal/punch"
 )
+
+// reflectProtocol is served by relays: the answer is the address at which they see the connection, as
+// a uvarint length and that many bytes of multiaddr.
+const reflectProtocol protocol.ID = "/fwd/reflect/1"
 
 const (
 	// observedFor is how long an answer holds; the mapping of a living connection does not change
@@ -19,6 +29,8 @@ const (
 	observedFor = 5 * time.Minute
 	// observeWithin is how long a relay may take to answer.
 	observeWithin = 2 * time.Second
+	// maxMultiaddr is the most bytes that are taken for an address.
+	maxMultiaddr = 512
 )
 
 // NATReport is what this node knows of its way to the internet, for status.
@@ -72,9 +84,7 @@ func (v *natView) refresh(ctx context.Context) map[*link]observation {
 			continue
 		}
 		wg.Go(func() {
-			ctx, cancel := context.WithTimeout(ctx, observeWithin)
-			defer cancel()
-			addr, err := discovery.Reflect(ctx, l.conn)
+			addr, err := observe(ctx, l.conn)
 			if err != nil {
 				v.node.log.Debug("relay does not say how it sees us", "relay", l.conn.RemotePeer(), "err", err)
 				return
@@ -96,6 +106,46 @@ func (v *natView) refresh(ctx context.Context) map[*link]observation {
 		}
 	}
 	return out
+}
+
+// observe asks the peer at the other end of c at which address it sees this very connection.
+func observe(ctx context.Context, c network.Conn) (ma.Multiaddr, error) {
+	ctx, cancel := context.WithTimeout(ctx, observeWithin)
+	defer cancel()
+	s, err := openOn(ctx, c, reflectProtocol)
+	if err != nil {
+		return nil, err
+	}
+	defer s.Reset()
+	defer context.AfterFunc(ctx, func() { s.Reset() })()
+	// Sends the protocol's name. An error means that the answer came first, and the relay's end of the
+	// stream with it.
+	s.CloseWrite()
+	return readAddr(s)
+}
+
+// readAddr reads one length-prefixed multiaddr.
+func readAddr(r io.Reader) (ma.Multiaddr, error) {
+	in := bufio.NewReader(io.LimitReader(r, maxMultiaddr+binary.MaxVarintLen64))
+	size, err := binary.ReadUvarint(in)
+	if err != nil {
+		return nil, err
+	}
+	if size == 0 || size > maxMultiaddr {
+		return nil, fmt.Errorf("address of %d bytes; 1 to %d are taken", size, maxMultiaddr)
+	}
+	b := make([]byte, size)
+	if _, err := io.ReadFull(in, b); err != nil {
+		return nil, err
+	}
+	a, err := ma.NewMultiaddrBytes(b)
+	if err != nil {
+		return nil, err
+	}
+	if !isIP(a) {
+		return nil, errors.New("not an IP address")
+	}
+	return a, nil
 }
 
 // report is our NAT report, from what relays say now.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/p2p/protocol/ping"
 	ma "github.com/multiformats/go-multiaddr"
 )
 
@@ -133,8 +134,13 @@ func TestOpenAvoidsASilentConnectionAndHasItClosed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// b stops answering pings on it: as good as dead.
-	b.Host().RemoveStreamHandler("/ipfs/ping/1.0.0")
+	// b stops answering pings: as good as dead.
+	b.Host().RemoveStreamHandler(ping.ID)
+	for _, s := range first.GetStreams() {
+		if s.Protocol() == ping.ID {
+			s.Reset()
+		}
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	s, err := a.Open(ctx, b.self, echoProtocol, first, Auto)

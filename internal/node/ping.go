@@ -31,20 +31,29 @@ type pinger struct {
 
 // ping returns the round trip, or an error after timeout of silence.
 func (p *pinger) ping(ctx context.Context, timeout time.Duration) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
 	now := time.Now()
 	if p.stream != nil && (now.Sub(p.opened) > pingStreamLife || now.Sub(p.used) > pingStreamIdle) {
 		p.close()
 	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
+	reused := p.stream != nil
+	rtt, err := p.once(ctx)
+	if err != nil && reused && ctx.Err() == nil {
+		rtt, err = p.once(ctx) // the stream had ended, which says nothing about the connection
+	}
+	return rtt, err
+}
+
+func (p *pinger) once(ctx context.Context) (time.Duration, error) {
 	if p.stream == nil {
 		s, err := openOn(ctx, p.conn, ping.ID)
 		if err != nil {
 			return 0, err
 		}
-		p.stream, p.opened = s, now
+		p.stream, p.opened = s, time.Now()
 	}
-	p.used = now
+	p.used = time.Now()
 	s := p.stream
 	stop := context.AfterFunc(ctx, func() { s.Reset() })
 	rtt, err := pingOnce(s)
@@ -52,8 +61,7 @@ func (p *pinger) ping(ctx context.Context, timeout time.Duration) (time.Duration
 		err = ctx.Err()
 	}
 	if err != nil {
-		p.stream = nil
-		s.Reset()
+		p.close()
 	}
 	return rtt, err
 }

@@ -19,8 +19,9 @@ import (
 // Reservations, by an own loop for each relay: libp2p's AutoRelay waits for AutoNAT, knows a back-off
 // of an hour after one refusal, and takes its candidates at random. Steps for one relay:
 //
-//  1. take one of the places (wantRelays); the others wait for a place to become free
-//  2. connect, exchange rosters (BeforeReserve), reserve
+//  1. connect, and take one of the places (wantRelays): the relays that answer first get them, the
+//     others wait for a place to become free
+//  2. exchange rosters (BeforeReserve), reserve
 //  3. dial the other transport too, so that both our UDP and our TCP mapping are known
 //  4. renew in time; after any loss of a connection look, and reserve again
 //  5. after a failure give the place up, wait, and start again
@@ -122,17 +123,20 @@ func (n *Node) keepRelay(ctx context.Context, l *relayLoop, places chan struct{}
 	wake, stop := n.wake.listen()
 	defer stop()
 	for {
-		select {
-		case places <- struct{}{}:
-		case <-ctx.Done():
-			return
+		err := n.meetRelay(ctx, l.relay)
+		if err == nil {
+			select {
+			case places <- struct{}{}:
+			case <-ctx.Done():
+				return
+			}
+			n.setLoop(l, true, false)
+			n.parts.host.ConnManager().Protect(l.relay, "relay")
+			err = n.useRelay(ctx, l, &retry)
+			n.parts.host.ConnManager().Unprotect(l.relay, "relay")
+			n.setLoop(l, false, false)
+			<-places
 		}
-		n.setLoop(l, true, false)
-		n.parts.host.ConnManager().Protect(l.relay, "relay")
-		err := n.useRelay(ctx, l, &retry)
-		n.parts.host.ConnManager().Unprotect(l.relay, "relay")
-		n.setLoop(l, false, false)
-		<-places
 		if ctx.Err() != nil {
 			return
 		}
@@ -145,6 +149,17 @@ func (n *Node) keepRelay(ctx context.Context, l *relayLoop, places chan struct{}
 			return
 		}
 	}
+}
+
+// meetRelay connects to a relay at its address in the roster.
+func (n *Node) meetRelay(ctx context.Context, id peer.ID) error {
+	relay, ok := n.relayInfo(id)
+	if !ok {
+		return errors.New("no longer on the roster")
+	}
+	ctx, cancel := context.WithTimeout(ctx, reserveWithin)
+	defer cancel()
+	return n.connectRelay(ctx, relay)
 }
 
 // useRelay reserves at a relay and keeps the reservation; it returns when that fails.
@@ -191,7 +206,7 @@ func (n *Node) useRelay(ctx context.Context, l *relayLoop, retry *backoff) error
 				// With a restarted relay the reservation is gone and the other connections are dead,
 				// only they do not know it yet.
 				if !n.checkLinks(l.relay) {
-					n.setLoop(l, true, false)
+					return errors.New("connection lost")
 				}
 				besideAfter = time.Time{}
 				break wait
@@ -204,24 +219,17 @@ func (n *Node) useRelay(ctx context.Context, l *relayLoop, retry *backoff) error
 	}
 }
 
-// reserve connects to the relay, exchanges rosters, and reserves; it says when to renew.
+// reserve exchanges rosters with the relay and reserves; it says when to renew.
 func (n *Node) reserve(ctx context.Context, id peer.ID) (renew time.Duration, err error) {
-	relay, ok := n.relayInfo(id)
-	if !ok {
-		return 0, errors.New("no longer on the roster")
-	}
 	ctx, cancel := context.WithTimeout(ctx, reserveWithin)
 	defer cancel()
-	if err := n.connectRelay(ctx, relay); err != nil {
-		return 0, err
-	}
 	if n.cfg.BeforeReserve != nil {
 		// The relay may not know us yet; what it answers to the reservation decides.
 		if err := n.cfg.BeforeReserve(ctx, id); err != nil {
 			n.log.Debug("no roster exchange with the relay", "relay", id, "err", err)
 		}
 	}
-	// No address here: the connection is there, and this must not dial a relay that just went away.
+	// The connection is there; this must not dial a relay that just went away.
 	res, err := circuit.Reserve(network.WithNoDial(ctx, "reserve"), n.parts.host, peer.AddrInfo{ID: id})
 	if isClockSkew(err) {
 		return renewUnknown, nil
