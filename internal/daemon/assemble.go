@@ -49,7 +49,7 @@ func (d *Daemon) assemble(plan *relayPlan) error {
 		return errors.Join(err, d.node.Close())
 	}
 	if plan != nil {
-		relay, err := relaynode.New(d.node.Host(), relaynode.Config{Member: d.member, Log: d.log})
+		relay, err := relaynode.New(d.node.Host(), relaynode.Config{Member: d.member, Network: string(d.networkID()), Log: d.log})
 		if err != nil {
 			return errors.Join(fmt.Errorf("start the relay: %w", err), d.dht.Close(), d.node.Close())
 		}
@@ -126,7 +126,7 @@ func (d *Daemon) buildDiscovery(server bool) error {
 		Keys:    d.discoveryKeys,
 		Points:  d.points,
 		Member:  d.member,
-		Addrs:   d.node.AnnounceAddrs,
+		Addrs:   d.node.Host().Addrs,
 		Known:   d.known.Addrs,
 		LAN:     true,
 		DHT:     table,

@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"strconv"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -29,15 +27,17 @@ type forwarding struct {
 	end     context.CancelCauseFunc
 }
 
+var pathKinds = map[string]node.PathKind{"": node.Auto, "auto": node.Auto, "direct": node.Direct, "relay": node.Relay}
+
 // connect carries out `fwd connect` and lasts until ctx ends.
 func (d *Daemon) connect(ctx context.Context, req ConnectRequest, emit func(Event), stream *wishStream) error {
 	local, err := forward.ParseLocal(req.Local)
 	if err != nil {
 		return usage("local is a port (2222), addr:port, unix:/path, or -", "%v", err)
 	}
-	kind, err := node.ParsePathKind(req.Path)
-	if err != nil {
-		return usage("--path auto, direct or relay", "%v", err)
+	kind, ok := pathKinds[req.Path]
+	if !ok {
+		return usage("--path auto, direct or relay", "--path %s: no such kind of path", req.Path)
 	}
 	emit(Event{Event: "progress", Message: "looking up " + req.Name})
 	service, p, err := d.resolve(ctx, req.Name)
@@ -65,7 +65,7 @@ func (d *Daemon) connect(ctx context.Context, req ConnectRequest, emit func(Even
 	f.local = localName(listener)
 	d.addForward(f)
 	defer d.removeForward(f)
-	emit(Event{Event: "listening", Service: req.Name, Machine: d.nameOf(p), Peer: p.String(), Local: f.local, Port: wellKnownPort(service)})
+	emit(Event{Event: "listening", Service: req.Name, Machine: d.nameOf(p), Peer: p.String(), Local: f.local, Port: d.portHint(ctx, f)})
 
 	var tell sync.WaitGroup
 	defer tell.Wait()
@@ -139,7 +139,7 @@ func (d *Daemon) resolve(ctx context.Context, word string) (string, peer.ID, err
 	if err := d.known.Pin(word, p); errors.As(err, &changed) {
 		return "", "", fail(ExitIdentityChanged, "identity-changed",
 			"if that is as it should be (a new machine, a name handed on): fwd trust "+word,
-			"%s is now served by %s (%s), but was %s when first used here", word, d.nameOf(p), p, changed.Pinned)
+			"%s is now served by %s (%s), but was %s when first used here", word, d.nameOf(p), p, changed.Was)
 	} else if err != nil {
 		return "", "", fmt.Errorf("pin %s: %w", word, err)
 	}
@@ -238,11 +238,20 @@ const offlineAfter = 10 * time.Second
 // of last time, else any free port of loopback.
 func (d *Daemon) listenLocal(ctx context.Context, f *forwarding, local forward.Local) (net.Listener, error) {
 	if !local.Auto() {
-		return listenAt(local.Network(), local.Address())
+		l, err := local.Listen()
+		var busy *forward.ListenError
+		if errors.As(err, &busy) {
+			return nil, fail(ExitLocalPort, "local-port", busy.Hint, "%v", busy)
+		}
+		return l, err
 	}
 	var remembered string
 	d.state.get(func(s stateFile) { remembered = s.Locals[f.word] })
-	for _, address := range []string{remembered, d.targetPort(ctx, f), "127.0.0.1:0"} {
+	own := ""
+	if port := d.portHint(ctx, f); port >= 1024 && remembered == "" {
+		own = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	}
+	for _, address := range []string{remembered, own, "127.0.0.1:0"} {
 		if address == "" {
 			continue
 		}
@@ -261,35 +270,6 @@ func (d *Daemon) listenLocal(ctx context.Context, f *forwarding, local forward.L
 	return nil, fail(ExitLocalPort, "port-in-use", "", "no local port is free")
 }
 
-func listenAt(network, address string) (net.Listener, error) {
-	if network == "unix" {
-		if info, err := os.Lstat(address); err == nil && info.Mode()&os.ModeSocket != 0 {
-			if c, err := net.Dial("unix", address); err == nil {
-				c.Close()
-			} else {
-				os.Remove(address) // left behind by one that died
-			}
-		}
-	}
-	l, err := net.Listen(network, address)
-	switch {
-	case err == nil:
-		return l, nil
-	case errors.Is(err, syscall.EADDRINUSE):
-		return nil, fail(ExitLocalPort, "port-in-use", "choose another port, or leave it out and fwd does", "%s is already in use on this machine", address)
-	case errors.Is(err, os.ErrPermission):
-		return nil, fail(ExitLocalPort, "port-not-permitted", "ports below 1024 are for root; take a higher one", "%s may not be opened by this user", address)
-	}
-	return nil, fail(ExitLocalPort, "port-not-available", "", "cannot listen on %s: %v", address, err)
-}
-
-func localName(l net.Listener) string {
-	if l.Addr().Network() == "unix" {
-		return "unix:" + l.Addr().String()
-	}
-	return l.Addr().String()
-}
-
 // tellPaths emits each change of the way to f's peer until ctx ends.
 func (d *Daemon) tellPaths(ctx context.Context, f *forwarding, emit func(Event)) {
 	changes, stop := d.node.Watch()
@@ -297,7 +277,7 @@ func (d *Daemon) tellPaths(ctx context.Context, f *forwarding, emit func(Event))
 	last := ""
 	tell := func() {
 		now, ok := d.node.Path(f.peer)
-		if !ok {
+		if !ok || f.kind != node.Auto && kindOf(now) != f.kind {
 			if last != "" {
 				emit(Event{Event: "path", Service: f.word, Peer: f.peer.String()})
 			}
@@ -349,16 +329,6 @@ func (d *Daemon) disconnect(req DisconnectRequest) error {
 	return fail(ExitUnknownName, "unknown-name", "see what is: fwd status", "nothing is connected at %q", req.Local)
 }
 
-// wellKnownPort tells by a service's name how it will be used: `ssh` and
-// services named after it by its exposer say so themselves (services.go).
-func wellKnownPort(service string) int {
-	n, err := net.LookupPort("tcp", service)
-	if err != nil {
-		n, _ = strconv.Atoi(service)
-	}
-	return n
-}
-
 // bufferedUnix is the control connection as the session's local end.
 type bufferedUnix struct {
 	*net.UnixConn
@@ -366,3 +336,18 @@ type bufferedUnix struct {
 }
 
 func (b *bufferedUnix) Read(p []byte) (int, error) { return b.r.Read(p) }
+
+func kindOf(p node.Path) node.PathKind {
+	if p.Kind == "direct" {
+		return node.Direct
+	}
+	return node.Relay
+}
+
+// localName is a listener as a person writes it, with the port it really got.
+func localName(l net.Listener) string {
+	if l.Addr().Network() == "unix" {
+		return "unix:" + l.Addr().String()
+	}
+	return l.Addr().String()
+}

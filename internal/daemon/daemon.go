@@ -160,22 +160,22 @@ func open(home Home, finish context.CancelFunc) (*Daemon, error) {
 	}
 	var err error
 	if d.key, _, err = identity.LoadOrCreateKey(home.file("identity.key")); err != nil {
-		return nil, damaged(err)
+		return nil, err
 	}
 	if d.self, err = peer.IDFromPrivateKey(d.key); err != nil {
 		return nil, fmt.Errorf("derive the peer ID: %w", err)
 	}
 	if d.book, err = identity.OpenBook(home.file("roster")); err != nil {
-		return nil, damaged(err)
+		return nil, err
 	}
 	if d.known, err = identity.OpenKnown(home.file("known")); err != nil {
-		return nil, damaged(err)
+		return nil, err
 	}
 	if d.state, err = openState(home.file("daemon")); err != nil {
 		return nil, err
 	}
 	if d.owner, err = identity.OpenOwner(home.State, d.book, d.self); err != nil {
-		return nil, damaged(err)
+		return nil, err
 	}
 	return d, nil
 }
@@ -188,16 +188,6 @@ func logLevel() slog.Level {
 		return slog.LevelInfo
 	}
 	return level
-}
-
-// damaged is an unreadable file of the home: a person must decide, so nothing
-// starts.
-func damaged(err error) error {
-	var f *Failure
-	if errors.As(err, &f) {
-		return err
-	}
-	return fail(ExitUsage, "damaged", "restore the file from a backup, or move it away to begin anew", "%v", err)
 }
 
 // now is the time for everything that expires: never before what the roster's

@@ -99,7 +99,7 @@ func (d *Daemon) removeService(svc *service) {
 	d.mu.Lock()
 	delete(d.services, svc.name)
 	d.mu.Unlock()
-	d.sessions.Cut(func(_ peer.ID, name string, entry bool) bool { return !entry && name == svc.name },
+	d.sessions.Cut(func(_ peer.ID, service, role string) bool { return role == "exit" && service == svc.name },
 		errors.New("no longer exposed"))
 }
 
@@ -107,12 +107,13 @@ func (d *Daemon) removeService(svc *service) {
 // and above both what `fwd deny` said.
 func (d *Daemon) allowFor(svc *service) (identity.Allow, error) {
 	words := slices.Clone(svc.words)
-	var denied []string
 	d.state.get(func(s stateFile) {
 		words = append(words, s.Allowed[svc.name]...)
-		denied = s.Denied[svc.name]
+		for _, w := range s.Denied[svc.name] {
+			words = append(words, "!"+w)
+		}
 	})
-	allow, err := identity.ParseAllow(words, denied, d.book.Current())
+	allow, err := identity.ParseAllow(words, d.book.Current().Roster)
 	if err != nil {
 		return allow, usage("machines are listed by: fwd peers", "who may use %s: %v", svc.name, err)
 	}
@@ -131,7 +132,7 @@ func (d *Daemon) lookup(p peer.ID, name string) (forward.Target, error) {
 	if svc == nil {
 		return forward.Target{}, fmt.Errorf("no service %q here", name)
 	}
-	if err := identity.Authorize(d.book.Current(), d.now(), p, d.self, name, allow); err != nil {
+	if err := identity.Authorize(d.book.For(p), d.now(), p, d.self, name, allow); err != nil {
 		return forward.Target{}, err
 	}
 	return svc.target, nil
@@ -208,10 +209,11 @@ func (d *Daemon) allow(ctx context.Context, req AllowRequest, emit func(Event)) 
 	if where != d.self {
 		return d.ask(ctx, where, "allow", AllowRequest{Service: name + "." + d.nameOf(where), Who: req.Who, Deny: req.Deny}, emit)
 	}
-	who, err := identity.ResolveWho(req.Who, roster)
+	list, err := identity.ParseAllow([]string{req.Who}, roster.Roster)
 	if err != nil {
 		return fail(ExitUnknownName, "unknown-name", "machines are listed by: fwd peers", "%v", err)
 	}
+	who := list.String() // names are resolved when they are written
 	err = d.state.change(func(s *stateFile) {
 		s.Allowed[name] = without(s.Allowed[name], who)
 		s.Denied[name] = without(s.Denied[name], who)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+
+	"fwd/identity"
 )
 
 // fail makes a Failure; the hint names the next command, or is empty.
@@ -27,6 +29,14 @@ func failureOf(err error) *Failure {
 		return fail(ExitNoDaemon, "no-daemon", "expose or connect something, and there is one", "%v", err)
 	case errors.Is(err, context.DeadlineExceeded):
 		return fail(ExitUnreachable, "unreachable", "", "%v", err)
+	}
+	var mode *identity.ModeError
+	if errors.As(err, &mode) {
+		return usage(mode.Mend, "%s is open to other users (mode %04o)", mode.Path, mode.Mode)
+	}
+	var damaged *identity.DamagedError
+	if errors.As(err, &damaged) {
+		return fail(ExitUsage, "damaged", "restore it from a backup, or move it away to begin anew", "%s is damaged and was left as it is: %v", damaged.Path, damaged.Err)
 	}
 	return fail(ExitFailed, "failed", "", "%v", err)
 }

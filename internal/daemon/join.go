@@ -213,14 +213,16 @@ func (d *Daemon) onlyOurs(s *identity.Sealed) bool {
 
 // leave forgets the network; the identity key stays unless purge.
 func (d *Daemon) leave(purge bool) error {
-	d.mu.Lock()
-	d.owner = nil
-	d.mu.Unlock()
-	if err := d.book.Leave(); err != nil {
+	if owner := d.currentOwner(); owner != nil {
+		if err := d.retire(owner); err != nil {
+			return fmt.Errorf("leave the network: %w", err)
+		}
+	}
+	if err := errors.Join(d.book.Leave(), d.known.Forget()); err != nil {
 		return fmt.Errorf("leave the network: %w", err)
 	}
 	if purge {
-		for _, name := range []string{"identity.key", "network.key", "invites", "known", "daemon"} {
+		for _, name := range []string{"identity.key", "roster", "known", "daemon"} {
 			if err := os.Remove(d.home.file(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 				return fmt.Errorf("purge: %w", err)
 			}

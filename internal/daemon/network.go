@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -244,14 +243,6 @@ func (d *Daemon) leaveNetwork(ctx context.Context, req LeaveRequest, emit func(E
 	d.mu.Unlock()
 	if req.Purge {
 		d.finish() // the identity it runs with is gone
-	}
-	return nil
-}
-
-// removeIfThere removes a file that may be missing.
-func removeIfThere(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
 	}
 	return nil
 }

@@ -46,6 +46,7 @@ type rosterReply struct {
 	identity.RosterMsg          // without Roster and Slices where the asker has them
 	Version            string   `json:"version,omitempty"`
 	Want               bool     `json:"want,omitempty"`
+	Gone               bool     `json:"gone,omitempty"` // the asker is not on our roster, which is no older than its own
 	Events             []Event  `json:"events,omitempty"`  // the request's answer
 	Failure            *Failure `json:"failure,omitempty"` // or why not
 }
@@ -105,12 +106,23 @@ func (d *Daemon) rosterCall(ctx context.Context, p peer.ID, mine rosterHello) (r
 		s.Reset()
 		return reply, fmt.Errorf("compare rosters with %s: %w", d.nameOf(p), err)
 	}
+	if reply.Gone {
+		d.gone(p)
+		return reply, errGone
+	}
 	d.learn(p, reply.RosterMsg, reply.Version)
 	return reply, nil
 }
 
-// serveRoster is the answerer's half. A stranger is told nothing, but may hand
-// over a roster that is newer than ours and names it.
+// gone: p has a roster that we are not on. Only p's own word ends what we have
+// with p: a hostile relay must not be able to end sessions with others.
+func (d *Daemon) gone(p peer.ID) {
+	d.log.Warn("this machine is not on the roster any more", "says", d.nameOf(p))
+	d.sessions.Cut(func(q peer.ID, _, _ string) bool { return p == q }, errRevoked)
+}
+
+// serveRoster is the answerer's half. A stranger is told nothing but that it is
+// one, and may hand over a roster that is newer than ours and names it.
 func (d *Daemon) serveRoster(s network.Stream) {
 	defer s.Close()
 	s.SetDeadline(time.Now().Add(rosterTimeout))
@@ -137,8 +149,7 @@ func (d *Daemon) serveRoster(s network.Stream) {
 			reply.Roster, reply.Slices = nil, nil
 		}
 	} else if !reply.Want {
-		s.Reset()
-		return
+		reply.Gone = true // it knows the network's ID, so it belonged once
 	}
 	if identity.WriteMsg(s, reply) != nil {
 		s.Reset()
@@ -154,15 +165,20 @@ func (d *Daemon) serveRoster(s network.Stream) {
 
 // learn takes what p offered, and notes that it was met.
 func (d *Daemon) learn(p peer.ID, offer identity.RosterMsg, version string) {
-	_, err := d.book.Take(offer)
-	if errors.Is(err, identity.ErrConflict) {
-		// Two rosters of one number: a key in two places, or one restored. Its
-		// holder signs the next, and the network is of one mind again.
-		if owner := d.currentOwner(); owner != nil {
-			_, err = owner.Update(d.now(), func(*identity.Roster) error { return nil })
+	var err error
+	if owner := d.currentOwner(); owner != nil && len(offer.Roster) > 0 {
+		// A roster of our own key that we do not have: a restored backup, or the
+		// key in two places. The owner settles it and signs the next.
+		_, err = owner.Adopt(offer.Roster, d.now())
+		if errors.Is(err, identity.ErrMoved) {
+			err = d.retire(owner)
 		}
+		offer.Roster = nil
 	}
-	if err != nil {
+	if _, taken := d.book.Take(offer); err == nil {
+		err = taken
+	}
+	if err != nil && !errors.Is(err, identity.ErrOlder) {
 		d.log.Warn("roster refused", "from", d.nameOf(p), "err", err)
 	}
 	if d.book.Member(p, time.Now()) {
@@ -209,24 +225,26 @@ func (d *Daemon) tellEveryone(ctx context.Context) {
 
 // enforce ends what the roster or the lists no longer allow.
 func (d *Daemon) enforce() {
-	d.node.Refresh()
-	if d.relay != nil {
-		d.relay.Refresh()
-	}
-	d.sessions.Cut(func(p peer.ID, service string, role session.Role) bool {
-		if !d.book.Member(p, time.Now()) {
+	// The sessions first: their ends are told before the connections go.
+	d.sessions.Cut(func(p peer.ID, service, role string) bool {
+		if !d.member(p) {
 			return true
 		}
-		if service == "" || role == session.Entry {
+		if role != "exit" {
 			return false // what a peer lets us use is decided there
 		}
 		_, err := d.lookup(p, service)
 		return err != nil
 	}, errRevoked)
+	d.node.Refresh()
+	if d.relay != nil {
+		d.relay.Refresh()
+	}
 }
 
 var (
 	errRevoked   = errors.New("no longer allowed")
+	errGone      = errors.New("this machine is not on the roster any more")
 	errNoNetwork = fail(ExitUsage, "no-network", "fwd join INVITE, or make a network: fwd relay (on a VPS), fwd expose (on a LAN)",
 		"this machine belongs to no network yet")
 )
@@ -258,6 +276,14 @@ func (d *Daemon) heartbeats(ctx context.Context) error {
 
 // heartbeatEvery is DESIGN.md §4's.
 const heartbeatEvery = time.Hour
+
+// retire: the network has another owner now, so the key here no longer counts.
+func (d *Daemon) retire(owner *identity.Owner) error {
+	d.mu.Lock()
+	d.owner = nil
+	d.mu.Unlock()
+	return owner.Retire()
+}
 
 // nameOf is how a peer is called in messages: its machine's name, else its ID.
 func (d *Daemon) nameOf(p peer.ID) string {

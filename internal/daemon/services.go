@@ -4,9 +4,8 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"net"
 	"slices"
-	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -26,23 +25,11 @@ const servicesProtocol = protocol.ID("/fwd/services/1")
 // servicesTimeout bounds one question over a path that is up.
 const servicesTimeout = 10 * time.Second
 
-// maxServices bounds an answer: 1 000 services at 100 bytes.
-const maxServices = 256 << 10
-
-type serviceInfo struct {
-	Name string `json:"name"`
-	Port int    `json:"port,omitempty"` // of the target, to tell how it will be used
-}
-
-type servicesReply struct {
-	Services []serviceInfo `json:"services"`
-}
-
 func (d *Daemon) serveServices(s network.Stream) {
 	defer s.Close()
 	s.SetDeadline(time.Now().Add(servicesTimeout))
 	p := s.Conn().RemotePeer()
-	var reply servicesReply
+	var reply identity.ServicesMsg
 	d.mu.Lock()
 	services := make([]*service, 0, len(d.services))
 	for _, svc := range d.services {
@@ -51,17 +38,17 @@ func (d *Daemon) serveServices(s network.Stream) {
 	d.mu.Unlock()
 	for _, svc := range services {
 		if target, err := d.lookup(p, svc.name); err == nil {
-			reply.Services = append(reply.Services, serviceInfo{Name: svc.name, Port: target.Port()})
+			reply.Services = append(reply.Services, identity.ServiceInfo{Name: svc.name, Port: uint16(target.Port())})
 		}
 	}
-	slices.SortFunc(reply.Services, func(a, b serviceInfo) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(reply.Services, func(a, b identity.ServiceInfo) int { return cmp.Compare(a.Name, b.Name) })
 	if identity.WriteMsg(s, reply) != nil {
 		s.Reset()
 	}
 }
 
 // askServices: what may we use at p? It dials if need be.
-func (d *Daemon) askServices(ctx context.Context, p peer.ID) ([]serviceInfo, error) {
+func (d *Daemon) askServices(ctx context.Context, p peer.ID) ([]identity.ServiceInfo, error) {
 	ctx, cancel := context.WithTimeout(ctx, servicesTimeout)
 	defer cancel()
 	if err := d.node.Connect(ctx, p); err != nil {
@@ -75,9 +62,12 @@ func (d *Daemon) askServices(ctx context.Context, p peer.ID) ([]serviceInfo, err
 	deadline, _ := ctx.Deadline()
 	s.SetDeadline(deadline)
 	s.CloseWrite() // sends the protocol's name, which waits for a first write
-	var reply servicesReply
-	if err := identity.ReadMsg(s, maxServices, &reply); err != nil {
+	var reply identity.ServicesMsg
+	if err := identity.ReadMsg(s, identity.MaxServicesMsg, &reply); err != nil {
 		s.Reset()
+		return nil, fmt.Errorf("ask %s for its services: %w", d.nameOf(p), err)
+	}
+	if err := reply.Check(); err != nil {
 		return nil, fmt.Errorf("ask %s for its services: %w", d.nameOf(p), err)
 	}
 	return reply.Services, nil
@@ -100,25 +90,23 @@ func (d *Daemon) checkService(ctx context.Context, f *forwarding) error {
 		"%s exposes no %q that this machine may use", machine, f.service)
 }
 
-// targetPort is where f would listen by itself: the target's own port.
-func (d *Daemon) targetPort(ctx context.Context, f *forwarding) string {
+// portHint is the target's own port, 0 where the peer does not tell in time. It
+// is what a forward listens at if it can choose, and tells how it will be used.
+func (d *Daemon) portHint(ctx context.Context, f *forwarding) int {
 	ctx, cancel := context.WithTimeout(ctx, portWait)
 	defer cancel()
-	offered, err := d.askServices(ctx, f.peer)
-	if err != nil {
-		return ""
-	}
+	offered, _ := d.askServices(ctx, f.peer)
 	for _, s := range offered {
-		if s.Name == f.service && s.Port >= 1024 {
-			return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.Port))
+		if s.Name == f.service {
+			return int(s.Port)
 		}
 	}
-	return ""
+	return 0
 }
 
-// portWait: a port that is nicer to remember is worth this much at the first
-// connect; an offline peer must not hold the listener up.
-const portWait = 2 * time.Second
+// portWait: about what a cold start over a relay takes (DESIGN.md §9). A nicer
+// line is worth that, and an offline peer must not hold it up for longer.
+const portWait = time.Second
 
 // lsWait is how long ls waits for a peer that is on the roster and silent.
 const lsWait = 3 * time.Second
@@ -174,7 +162,7 @@ func (d *Daemon) lsOf(ctx context.Context, roster *identity.Sealed, e identity.E
 	}
 	for _, s := range offered {
 		entry := row(s.Name)
-		entry.State, entry.Port = "online", s.Port
+		entry.State, entry.Port = "online", int(s.Port)
 		if path, ok := d.node.Path(e.Peer); ok {
 			entry.Path = d.pathOf(path)
 		}
@@ -191,7 +179,7 @@ func (d *Daemon) peers(emit func(Event)) error {
 	}
 	list := []PeerEntry{}
 	for _, e := range roster.Entries {
-		row := PeerEntry{Name: e.Name, Peer: e.Peer.String(), Role: roster.Role(e.Peer), Caps: e.Caps.Words(),
+		row := PeerEntry{Name: e.Name, Peer: e.Peer.String(), Role: roster.Role(e.Peer), Caps: strings.Split(e.Caps.String(), ","),
 			Tags: append([]string{}, e.Tags...), Self: e.Peer == d.self}
 		if !e.Expires.IsZero() {
 			row.Expires = &e.Expires
@@ -212,62 +200,3 @@ func (d *Daemon) peers(emit func(Event)) error {
 	}
 	return emitResult(emit, "peers", list)
 }
-
-// ping measures the way to a peer once a second.
-func (d *Daemon) ping(ctx context.Context, req PingRequest, emit func(Event)) error {
-	roster := d.book.Current()
-	if roster == nil {
-		return errNoNetwork
-	}
-	p, err := roster.ResolvePeer(req.Name)
-	if err != nil {
-		if d.freshen(ctx) {
-			p, err = d.book.Current().ResolvePeer(req.Name)
-		}
-		if err != nil {
-			return fail(ExitUnknownName, "unknown-name", "machines are listed by: fwd peers", "no machine or service %q in the network %q", req.Name, roster.Name)
-		}
-	}
-	if p == d.self {
-		return usage("name another machine: fwd peers", "%s is this very machine", req.Name)
-	}
-	release := d.node.Hold(p, 0)
-	defer release()
-	wait := req.Timeout
-	if wait == 0 {
-		wait = 30 * time.Second
-	}
-	first, cancel := context.WithTimeout(ctx, wait)
-	defer cancel()
-	if err := d.node.Connect(first, p); err != nil {
-		return unreachable(d.nameOf(p), err)
-	}
-	for seq := 1; ; seq++ {
-		path, err := d.node.Ping(ctx, p)
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case err != nil:
-			emit(Event{Event: "progress", Message: fmt.Sprintf("no answer from %s: %v", d.nameOf(p), err)})
-		default:
-			emit(Event{Event: "pong", Peer: p.String(), Machine: d.nameOf(p), Path: d.pathOf(path), Seq: seq})
-			if req.UntilDirect && path.Kind == "direct" {
-				return nil
-			}
-		}
-		if req.Count > 0 && seq == req.Count {
-			return err
-		}
-		if req.UntilDirect && seq == untilDirectPings {
-			return fail(ExitUnreachable, "not-direct", "fwd status says why", "%s is still reached by relay", d.nameOf(p))
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(time.Second):
-		}
-	}
-}
-
-// untilDirectPings: the ladder's last step ends after about 25 s.
-const untilDirectPings = 30

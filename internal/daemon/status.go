@@ -42,8 +42,8 @@ func (d *Daemon) status() Status {
 		s.Network = &NetworkStatus{ID: string(roster.Network), Name: roster.Name, Epoch: roster.Epoch, Term: roster.Term, Role: roster.Role(d.self)}
 	}
 	nat := d.node.NAT()
-	s.NAT = NATStatus{Reachability: nat.Reachability, UDP: nat.UDP, TCP: nat.TCP, Filtering: nat.Filtering,
-		PortMapping: nat.PortMapping, PublicAddrs: words(nat.PublicAddrs)}
+	s.NAT = NATStatus{Reachability: nat.Reachability, UDP: nat.UDP, TCP: nat.TCP, Filtering: "unknown",
+		PortMapping: nat.PortMapping, PublicAddrs: words(nat.Public)}
 	for _, r := range d.node.RelayStates() {
 		s.Relays = append(s.Relays, RelayStatus{Peer: r.Peer.String(), Name: d.nameOf(r.Peer),
 			Connected: r.Connected, Reserved: r.Reserved, RTT: millis(r.RTT)})
@@ -80,7 +80,7 @@ func (d *Daemon) status() Status {
 	slices.SortFunc(s.Services, func(a, b ServiceStatus) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(s.Forwards, func(a, b ForwardStatus) int { return cmp.Compare(a.Local, b.Local) })
 	if d.relay != nil {
-		s.Relaying = &RelayingStatus{Addrs: words(d.node.ReachableAddrs()), Reservations: d.relay.Reservations(), Circuits: d.relay.Circuits()}
+		s.Relaying = &RelayingStatus{Addrs: words(d.node.ReachableAddrs()), Reservations: d.relay.Stats().Reservations, Circuits: d.relay.Stats().Circuits}
 	}
 	return s
 }
@@ -107,7 +107,7 @@ func (d *Daemon) followPaths(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case c := <-changes:
-			if c.New == nil {
+			if c.New.Kind == "" {
 				d.log.Info("path lost", "peer", d.nameOf(c.Peer))
 				continue // the session layer sees the silence and asks for another
 			}

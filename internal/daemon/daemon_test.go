@@ -1,0 +1,297 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+// patience is how long a test waits for what takes milliseconds on an idle machine.
+const patience = time.Minute
+
+// A machine is one home with its daemon, in this process and on loopback.
+type machine struct {
+	t    *testing.T
+	home Home
+}
+
+// newMachine runs a background daemon, which never ends by itself here.
+func newMachine(t *testing.T) *machine {
+	t.Helper()
+	m := &machine{t, Home{State: shortTemp(t)}}
+	ready := make(chan struct{})
+	m.run(func(ctx context.Context) error {
+		return run(ctx, m.home, options{ready: func() { close(ready) }})
+	})
+	await(t, ready, "the daemon's socket")
+	return m
+}
+
+// newRelay runs a foreground relay and returns its first invite.
+func newRelay(t *testing.T) (*machine, string) {
+	t.Helper()
+	m := &machine{t, Home{State: shortTemp(t)}}
+	port := freePort(t)
+	invite := make(chan string, 1)
+	m.run(func(ctx context.Context) error {
+		request := RelayRequest{Listen: []string{"127.0.0.1:" + port}, Announce: []string{"127.0.0.1:" + port}, Name: "vps"}
+		return Run(ctx, m.home, request, func(e Event) {
+			if e.Event == "invite" {
+				invite <- e.Invite
+			}
+		})
+	})
+	return m, await(t, invite, "the relay's invite")
+}
+
+func (m *machine) run(f func(context.Context) error) {
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- f(ctx) }()
+	m.t.Cleanup(func() {
+		stop()
+		if err := await(m.t, ended, "the daemon's end"); err != nil && !errors.Is(err, context.Canceled) {
+			m.t.Errorf("the daemon ended with %v", err)
+		}
+	})
+}
+
+// call makes a request and returns its events.
+func (m *machine) call(request any) ([]Event, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	c, err := Dial(ctx, m.home)
+	if err != nil {
+		return nil, err
+	}
+	var events []Event
+	err = c.Call(ctx, request, func(e Event) { events = append(events, e) })
+	return events, err
+}
+
+func (m *machine) must(request any) []Event {
+	m.t.Helper()
+	events, err := m.call(request)
+	if err != nil {
+		m.t.Fatalf("%T: %v", request, err)
+	}
+	return events
+}
+
+// hold makes a request that lasts until the test ends or end is called, and
+// returns its event of the given kind.
+func (m *machine) hold(request any, kind string) (Event, func()) {
+	m.t.Helper()
+	ctx, end := context.WithCancel(context.Background())
+	m.t.Cleanup(end)
+	c, err := Dial(ctx, m.home)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	got := make(chan Event, 64)
+	go func() {
+		err := c.Call(ctx, request, func(e Event) {
+			if e.Event == kind {
+				got <- e
+			}
+		})
+		if ctx.Err() == nil {
+			got <- Event{Event: "error", Message: fmt.Sprint(err)}
+		}
+	}()
+	e := await(m.t, got, kind)
+	if e.Event == "error" {
+		m.t.Fatalf("%T: %s", request, e.Message)
+	}
+	return e, end
+}
+
+func (m *machine) status() Status {
+	m.t.Helper()
+	for _, e := range m.must(StatusRequest{}) {
+		if e.Event == "status" {
+			var s Status
+			if err := json.Unmarshal(e.Result, &s); err != nil {
+				m.t.Fatal(err)
+			}
+			return s
+		}
+	}
+	m.t.Fatal("status said nothing")
+	return Status{}
+}
+
+func (m *machine) invite() string {
+	m.t.Helper()
+	for _, e := range m.must(InviteRequest{}) {
+		if e.Event == "invite" {
+			return e.Invite
+		}
+	}
+	m.t.Fatal("no invite")
+	return ""
+}
+
+func TestAFileGoesThroughBothWaysAndHalfCloseIsKept(t *testing.T) {
+	_, first := newRelay(t)
+	nas, laptop := newMachine(t), newMachine(t)
+	nas.must(JoinRequest{Invite: first, As: "nas-box"})
+	laptop.must(JoinRequest{Invite: nas.invite(), As: "laptop"}) // the first machine is an admin
+
+	nas.hold(ExposeRequest{Target: reverser(t), Name: "nas"}, "exposed")
+	e, _ := laptop.hold(ConnectRequest{Name: "nas", Local: "127.0.0.1:0"}, "listening")
+
+	sent := make([]byte, 1<<20)
+	rand.Read(sent)
+	conn, err := net.Dial("tcp", e.Local)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	go func() {
+		conn.Write(sent)
+		conn.(*net.TCPConn).CloseWrite() // the answer begins only now
+	}()
+	conn.SetReadDeadline(time.Now().Add(patience))
+	got, err := io.ReadAll(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, j := 0, len(got)-1; i < j; i, j = i+1, j-1 {
+		got[i], got[j] = got[j], got[i]
+	}
+	if !bytes.Equal(got, sent) {
+		t.Fatalf("%d bytes came back, not the %d sent in reverse", len(got), len(sent))
+	}
+	if s := laptop.status(); s.Name != "laptop" || len(s.Forwards) != 1 || s.Forwards[0].Path == nil {
+		t.Errorf("status is %+v", s)
+	}
+}
+
+func TestARevokedMachineIsOutAtOnce(t *testing.T) {
+	relay, first := newRelay(t)
+	nas, phone := newMachine(t), newMachine(t)
+	nas.must(JoinRequest{Invite: first, As: "nas-box"})
+	phone.must(JoinRequest{Invite: relay.invite(), As: "phone"})
+	nas.hold(ExposeRequest{Target: reverser(t), Name: "nas"}, "exposed")
+	e, _ := phone.hold(ConnectRequest{Name: "nas", Local: "127.0.0.1:0"}, "listening")
+	conn, err := net.Dial("tcp", e.Local)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	eventually(t, "the session at the exit", func() bool { return len(nas.status().Sessions) == 1 })
+
+	nas.must(RevokeRequest{Peer: "phone"})
+	conn.SetReadDeadline(time.Now().Add(patience))
+	if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the revoked machine's connection ended with %v, want a reset", err)
+	}
+	if _, err := phone.call(ConnectRequest{Name: "nas", Local: "127.0.0.1:0", Timeout: 3 * time.Second}); err == nil {
+		t.Error("the revoked machine still reaches the service")
+	}
+}
+
+func TestAnUnknownServiceIsExitThree(t *testing.T) {
+	_, first := newRelay(t)
+	laptop := newMachine(t)
+	laptop.must(JoinRequest{Invite: first})
+	_, err := laptop.call(ConnectRequest{Name: "nsa", Local: "0"})
+	if f := failureOf(err); f.Exit != ExitUnknownName || f.Hint == "" {
+		t.Errorf("got %+v", f)
+	}
+}
+
+func TestAnInviteIsUsedOnce(t *testing.T) {
+	_, first := newRelay(t)
+	a, b := newMachine(t), newMachine(t)
+	a.must(JoinRequest{Invite: first})
+	if !strings.Contains(string(a.must(JoinRequest{Invite: first})[0].Result), `"again":true`) {
+		t.Error("the same machine again is not told that it belongs already")
+	}
+	_, err := b.call(JoinRequest{Invite: first})
+	if f := failureOf(err); f.Code != "invite-used" || f.Exit != ExitRefused {
+		t.Errorf("got %+v, want invite-used", f)
+	}
+}
+
+// reverser is a service that reads everything and answers with it in reverse.
+func reverser(t *testing.T) (target string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				data, err := io.ReadAll(c)
+				if err != nil {
+					return
+				}
+				for i, j := 0, len(data)-1; i < j; i, j = i+1, j-1 {
+					data[i], data[j] = data[j], data[i]
+				}
+				c.Write(data)
+			}()
+		}
+	}()
+	return l.Addr().String()
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !ok(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not within %s: %s", patience, what)
+		}
+	}
+}
+
+func await[T any](t *testing.T, c <-chan T, what string) T {
+	t.Helper()
+	select {
+	case v := <-c:
+		return v
+	case <-time.After(patience):
+		t.Fatalf("not within %s: %s", patience, what)
+		panic("unreachable")
+	}
+}
+
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	return port
+}
+
+// shortTemp: t.TempDir's names are too long for a unix socket.
+func shortTemp(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "fwd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}

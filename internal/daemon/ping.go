@@ -1,0 +1,120 @@
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+	libp2pping "github.com/libp2p/go-libp2p/p2p/protocol/ping"
+
+	"fwd/internal/node"
+)
+
+const (
+	// untilDirectPings: the ladder's last step ends after about 25 s.
+	untilDirectPings = 30
+	// pingEvery is what ping does everywhere.
+	pingEvery = time.Second
+	// firstPong is how long the first answer may take unless --timeout says otherwise.
+	firstPong = 30 * time.Second
+	// pongTimeout is after how long a ping counts as lost.
+	pongTimeout = 5 * time.Second
+)
+
+// ping measures the way to a machine once a second, until ctx ends, the count
+// is full, or the way is direct.
+func (d *Daemon) ping(ctx context.Context, req PingRequest, emit func(Event)) error {
+	p, err := d.pingTarget(ctx, req.Name)
+	if err != nil {
+		return err
+	}
+	release := d.node.Hold(p, node.Auto)
+	defer release()
+	wait := req.Timeout
+	if wait == 0 {
+		wait = firstPong
+	}
+	first, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	if err := d.node.Connect(first, p); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return unreachable(d.nameOf(p), err)
+	}
+	for seq := 1; ; seq++ {
+		path, err := d.pingOnce(ctx, p)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil:
+			emit(Event{Event: "progress", Message: fmt.Sprintf("no answer from %s: %v", d.nameOf(p), err)})
+		default:
+			emit(Event{Event: "pong", Peer: p.String(), Machine: d.nameOf(p), Path: d.pathOf(path), Seq: seq})
+		}
+		direct := err == nil && path.Kind == "direct"
+		switch {
+		case req.UntilDirect && direct, req.Count > 0 && seq == req.Count && err == nil && !req.UntilDirect:
+			return nil
+		case req.UntilDirect && seq == max(req.Count, untilDirectPings):
+			return fail(ExitUnreachable, "not-direct", "fwd status says why", "%s is still reached by relay", d.nameOf(p))
+		case req.Count > 0 && seq >= req.Count && !req.UntilDirect:
+			return unreachable(d.nameOf(p), err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pingEvery):
+		}
+	}
+}
+
+// pingTarget is the machine that the word means, by the newest roster.
+func (d *Daemon) pingTarget(ctx context.Context, word string) (peer.ID, error) {
+	if d.book.Current() == nil {
+		return "", errNoNetwork
+	}
+	p, err := d.resolvePeer(word)
+	if err != nil && d.freshen(ctx) {
+		p, err = d.resolvePeer(word)
+	}
+	if err != nil {
+		return "", err
+	}
+	if p == d.self {
+		return "", usage("name another machine: fwd peers", "%s is this very machine", word)
+	}
+	return p, nil
+}
+
+// pingOnce measures one round trip on the path in use.
+func (d *Daemon) pingOnce(ctx context.Context, p peer.ID) (node.Path, error) {
+	ctx, cancel := context.WithTimeout(ctx, pongTimeout)
+	defer cancel()
+	s, err := d.node.Open(ctx, p, libp2pping.ID, nil, node.Auto)
+	if err != nil {
+		return node.Path{}, err
+	}
+	defer s.Reset()
+	deadline, _ := ctx.Deadline()
+	s.SetDeadline(deadline)
+	var sent, got [libp2pping.PingSize]byte
+	rand.Read(sent[:])
+	start := time.Now()
+	if _, err := s.Write(sent[:]); err != nil {
+		return node.Path{}, err
+	}
+	if _, err := io.ReadFull(s, got[:]); err != nil {
+		return node.Path{}, err
+	}
+	path, ok := d.node.Path(p)
+	if !ok {
+		return node.Path{}, errors.New("the path was lost")
+	}
+	path.RTT = time.Since(start)
+	return path, nil
+}
