@@ -34,7 +34,7 @@ var errNoServer = errors.New("no DHT server known")
 // closed. Only members get into its routing table and its queries. With server
 // it stores and answers for others: relays do, and members that are reachable
 // directly. A store takes a record only if it is a member's own, under one of
-// the discovery keys, so that a member can neither take another's place nor
+// the discovery keys (keys, current first), so that a member can neither take another's place nor
 // fill the memory: at most one record per member and key.
 //
 // To change the mode, close it, make another one, and tell Finder.UseDHT.
@@ -42,6 +42,9 @@ func NewDHT(h host.Host, server bool, member func(peer.ID) bool, bootstrap func(
 	mode := dht.ModeClient
 	if server {
 		mode = dht.ModeServer
+	}
+	if bootstrap == nil {
+		bootstrap = func() []peer.AddrInfo { return nil }
 	}
 	d, err := dht.New(h,
 		dht.ProtocolPrefix(dhtPrefix),

@@ -76,6 +76,7 @@ func lanTag(network string) string {
 func (l *lan) serve(ctx context.Context) {
 	var running mdns.Service
 	var announced []ma.Multiaddr
+	var tag string
 	var at time.Time
 	stop := func() {
 		if running != nil {
@@ -86,10 +87,11 @@ func (l *lan) serve(ctx context.Context) {
 	}
 	defer stop()
 	for {
-		if addrs := lanAddrs(l.host); running == nil || time.Since(at) > lanQuiet || !sameAddrs(addrs, announced) {
+		addrs, now := lanAddrs(l.host), l.tag()
+		if running == nil || time.Since(at) > lanQuiet || now != tag || !sameAddrs(addrs, announced) {
 			stop()
-			at, announced = time.Now(), addrs
-			s := mdns.NewMdnsService(lanHost{l.host, addrs}, l.tag(), l)
+			at, announced, tag = time.Now(), addrs, now
+			s := mdns.NewMdnsService(lanHost{l.host, addrs}, tag, l)
 			if err := s.Start(); err != nil {
 				s.Close()
 				l.log.Debug("mDNS did not start", "error", err)
@@ -217,13 +219,14 @@ func usableOnLAN(a ma.Multiaddr) bool {
 	return !manet.IsIPLoopback(a) && !manet.IsIPUnspecified(a)
 }
 
-// lanAddrs are the host's own addresses that are announced on the LAN.
+// lanAddrs are the host's own addresses that are announced on the LAN. The
+// interfaces are asked here, since the swarm's answer may be a minute old.
 func lanAddrs(h host.Host) []ma.Multiaddr {
-	addrs, err := h.Network().InterfaceListenAddresses()
+	addrs, err := manet.ResolveUnspecifiedAddresses(h.Network().ListenAddresses(), nil)
 	if err != nil {
 		return nil
 	}
-	return slices.DeleteFunc(slices.Clone(addrs), func(a ma.Multiaddr) bool { return !usableOnLAN(a) })
+	return slices.DeleteFunc(addrs, func(a ma.Multiaddr) bool { return !usableOnLAN(a) })
 }
 
 func sameAddrs(a, b []ma.Multiaddr) bool {

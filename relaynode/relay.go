@@ -181,7 +181,12 @@ func (r *Relay) serveStreams(ctx context.Context, id protocol.ID, handle func(ne
 		defer r.handlers.Done()
 		stop := context.AfterFunc(ctx, func() { s.Reset() })
 		defer stop()
-		leave, ok := r.gate.enter(s.Conn().RemotePeer())
+		from := s.Conn().RemotePeer()
+		if !r.cfg.Member(from) { // before anything is remembered of it
+			s.Reset()
+			return
+		}
+		leave, ok := r.gate.enter(from)
 		if !ok {
 			s.Reset()
 			return
