@@ -33,7 +33,6 @@ type attachment struct {
 	pongDue  bool
 	renewDue bool
 	endDue   bool
-	ending   bool // END is in the write under way
 	reason   byte // of END
 }
 

@@ -318,14 +318,13 @@ func (e *Endpoint) judge(p peer.ID, s Stream, m *attach, r *reply) (*lane, *atta
 	if m.epoch <= l.epoch {
 		return nil, nil, statusStaleEpoch
 	}
-	if st := l.judgeLocked(m.offset, m.crc); st != statusOK {
-		if !check {
-			k.failSoon(&statusError{st})
-		}
-		return nil, nil, st
-	}
 	if check {
+		// C has gone on reading since, and acknowledging: its offset means nothing yet.
 		return nil, nil, statusOK
+	}
+	if st := l.judgeLocked(m.offset, m.crc); st != statusOK {
+		k.failSoon(&statusError{st})
+		return nil, nil, st
 	}
 	l.epoch = m.epoch
 	a := l.switchLocked(s, m.offset, 0)

@@ -36,7 +36,7 @@ const (
 	// inlineWrite: up to this size yamux's send loop writes to the stream itself, which spares a shell a change of
 	// goroutine; above, the attachment's writer does, beside the next copy.
 	inlineWrite = 8 << 10
-	// endPatience: how long the sessions of an ending lane wait for END to be on its way.
+	// endPatience: how long an ending lane waits for the peer to take END and drop the stream; with 2 RTT, at most a second.
 	endPatience = 250 * time.Millisecond
 )
 
@@ -148,18 +148,14 @@ func (l *lane) pumpLocked(a *attachment) {
 		if c != nil {
 			c.pins++
 		}
-		ended := a.ending
 		l.mu.Unlock()
 		_, err := a.s.Write(out)
 		l.mu.Lock()
 		if c != nil {
 			l.ring.unpin(c)
 		}
-		switch {
-		case err != nil:
+		if err != nil {
 			l.loseLocked(a, err)
-		case ended:
-			l.partLocked(a, Stream.Close)
 		}
 	}
 	if scratch != nil {
@@ -191,7 +187,7 @@ func (l *lane) nextLocked(a *attachment) (head int, c *chunk, from, n int) {
 	if !data {
 		if a.endDue {
 			h = appendFrame(h, frame{frameEnd, uint64(a.reason)})
-			a.endDue, a.ending = false, true
+			a.endDue = false
 		}
 		return len(h), nil, 0, 0
 	}
@@ -313,8 +309,8 @@ func (l *lane) judgeLocked(offset uint64, crc uint32) status {
 
 // switchLocked makes s the lane's stream; the peer continues at offset. judgeLocked has said yes.
 func (l *lane) switchLocked(s Stream, offset uint64, rtt time.Duration) *attachment {
-	if old := l.cur; old != nil {
-		l.partLocked(old, retire)
+	if l.cur != nil {
+		l.partLocked(l.cur)
 	}
 	a := &attachment{l: l, s: s, done: make(chan struct{}), buf: make([]byte, readBuffer)}
 	a.wake.L = &l.mu
@@ -355,7 +351,7 @@ func (l *lane) loseLocked(a *attachment, err error) {
 	if l.cur != a {
 		return
 	}
-	l.partLocked(a, retire)
+	l.partLocked(a)
 	var bad protocolError
 	if errors.As(err, &bad) {
 		l.watching.violation(l)
@@ -364,18 +360,15 @@ func (l *lane) loseLocked(a *attachment, err error) {
 	l.watching.nudge()
 }
 
-// partLocked takes a off the lane; how says what becomes of its stream.
-func (l *lane) partLocked(a *attachment, how func(Stream) error) {
-	if l.cur != a {
-		return
-	}
+// partLocked takes the current attachment off the lane and ends its stream.
+func (l *lane) partLocked(a *attachment) {
 	l.cur, l.since = nil, l.link.e.now()
 	close(a.done)
 	a.wake.Broadcast()
 	l.canRead.Broadcast()
 	l.link.changed()
 	// Ending a stream may wait for a dead connection's queue.
-	l.link.e.spawn(func() { how(a.s) })
+	l.link.e.spawn(func() { retire(a.s) })
 }
 
 // retire ends a stream at once. The deadline comes first: it also frees a writer that waits for a
@@ -404,7 +397,7 @@ func (l *lane) end(err error, reason byte) {
 	l.canRead.Broadcast()
 	l.mu.Unlock()
 	if a != nil {
-		late := time.NewTimer(endPatience)
+		late := time.NewTimer(min(max(endPatience, 2*time.Duration(a.rtt.Load())), time.Second))
 		select {
 		case <-a.done:
 		case <-late.C:

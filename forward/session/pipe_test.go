@@ -195,6 +195,7 @@ type lab struct {
 	c, e *Endpoint
 	stop context.CancelFunc
 	done sync.WaitGroup
+	dog  *time.Timer // barks after a week of virtual time: the test hangs
 
 	mu      sync.Mutex
 	streams []*end                                                       // C's ends
@@ -222,6 +223,7 @@ func newLab(t testing.TB, change ...func(c, e *Config)) *lab {
 	l.c, l.e = New(c), New(e)
 	ctx, cancel := context.WithCancel(context.Background())
 	l.stop = cancel
+	l.dog = time.AfterFunc(7*24*time.Hour, func() { panic("the test hangs") })
 	l.done.Go(func() { l.c.Serve(ctx) })
 	l.done.Go(func() { l.e.Serve(ctx) })
 	return l
@@ -231,6 +233,7 @@ func newLab(t testing.TB, change ...func(c, e *Config)) *lab {
 func (l *lab) close() {
 	l.stop()
 	l.done.Wait()
+	l.dog.Stop()
 }
 
 func (l *lab) authorize(peer.ID) error {

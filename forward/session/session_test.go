@@ -211,7 +211,7 @@ func TestWriterThatReadsNothingYet(t *testing.T) {
 		c, e := l.session()
 		// A kernel's socket holds some; so does a session: 256 KiB window. Up to that much nobody has to read.
 		var wg sync.WaitGroup
-		wg.Go(func() { c.Write(make([]byte, 256<<10)); c.CloseWrite() })
+		wg.Go(func() { c.Write(make([]byte, 255<<10)); c.CloseWrite() })
 		wg.Go(func() { e.Write(make([]byte, 255<<10)); e.CloseWrite() })
 		wg.Wait()
 		// Beyond, the far side must read, which must not need anything but its own reading.
