@@ -1,0 +1,127 @@
+package main
+
+import (
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"fwd/internal/daemon"
+)
+
+func newExpose(a *app) *cobra.Command {
+	var req daemon.ExposeRequest
+	cmd := &cobra.Command{
+		Use:     "expose TARGET",
+		GroupID: groupForward,
+		Short:   "offer a port of this machine, or near it, to the network",
+		Long: `Offer TARGET to the other machines of the network until this command ends; Ctrl-C
+ends it and its connections, and nothing else.
+
+Everybody on the roster may use it unless --allow says who. On a machine that is in
+no network yet, one is made, which this machine then owns.`,
+		Example: `fwd expose 22 --name nas
+fwd expose 192.168.1.7:80 --name printer --allow laptop,tag:office
+fwd expose unix:/var/run/docker.sock --hold 1h`,
+		Annotations: map[string]string{
+			partArgs:  "TARGET\t22, host:22, [::1]:22, or unix:/path/to/socket",
+			partExits: "4",
+		},
+		Args: words(1, 1),
+	}
+	cmd.Flags().StringVar(&req.Name, "name", "", "the service's `NAME`; default by the port: ssh, http, …")
+	cmd.Flags().StringSliceVar(&req.Allow, "allow", nil, "`WHO` may use it: machine, peer ID, tag:T, members; default members")
+	hold := spanVar(cmd, "hold", "how long connections outlive an outage; default 24h")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		target, err := wholePath(args[0])
+		if err != nil {
+			return err
+		}
+		req.Target, req.Hold = target, time.Duration(*hold)
+		told := false
+		return a.hold(cmd.Context(), func() any { return req }, func(e daemon.Event) {
+			if a.out.json || e.Event != "exposed" {
+				a.tell(e)
+				return
+			}
+			if told {
+				a.out.story("%s is exposed again", e.Service)
+				return
+			}
+			told = true
+			name := e.Service
+			if len(e.Names) > 0 {
+				name = e.Names[0]
+			}
+			a.out.answer("%s is exposed: on another machine of this network, fwd connect %s", e.Service, name)
+		})
+	}
+	return cmd
+}
+
+func newUnexpose(a *app) *cobra.Command {
+	var req daemon.UnexposeRequest
+	cmd := &cobra.Command{
+		Use:     "unexpose NAME",
+		GroupID: groupForward,
+		Short:   "end an expose, from any terminal",
+		Annotations: map[string]string{
+			partArgs:  "NAME\tthe service, as \"fwd status\" shows it",
+			partExits: "3 8",
+		},
+		Args: words(1, 1),
+	}
+	cmd.Flags().BoolVar(&req.Release, "release", false, "also give the short name back, for another machine to take")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		req.Name = args[0]
+		return a.askRunning(cmd.Context(), req, a.tell)
+	}
+	return cmd
+}
+
+func newAllow(a *app) *cobra.Command { return newAccess(a, false) }
+func newDeny(a *app) *cobra.Command  { return newAccess(a, true) }
+
+// newAccess is fwd allow and fwd deny.
+func newAccess(a *app, deny bool) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "allow SERVICE WHO",
+		GroupID: groupForward,
+		Short:   "let somebody use a service of this machine",
+		Long: `Let WHO use SERVICE of this machine, at once and for good. An admin may name
+a service of another machine by its long form, SERVICE.MACHINE.`,
+		Example: "fwd allow nas laptop\nfwd allow nas.nas-box tag:ops",
+	}
+	if deny {
+		cmd.Use = "deny SERVICE WHO"
+		cmd.Short = "take that back, open connections included"
+		cmd.Long = `Keep WHO from using SERVICE of this machine. Open connections end at once, and
+the word stays through restarts and above every --allow. An admin may name a service
+of another machine by its long form, SERVICE.MACHINE.`
+		cmd.Example = "fwd deny nas phone"
+	}
+	cmd.Annotations = map[string]string{
+		partArgs:  "SERVICE\ta service of this machine, or SERVICE.MACHINE\nWHO\tmachine name, peer ID, tag:T, or members",
+		partExits: "3 4 6",
+	}
+	cmd.Args = words(2, 2)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		req := daemon.AllowRequest{Service: args[0], Who: args[1], Deny: deny}
+		return a.ask(cmd.Context(), req, a.tell)
+	}
+	return cmd
+}
+
+// wholePath makes unix:path a whole one, since the daemon runs in another folder.
+func wholePath(word string) (string, error) {
+	path, ok := strings.CutPrefix(word, "unix:")
+	if !ok || path == "" {
+		return word, nil
+	}
+	whole, err := filepath.Abs(path)
+	if err != nil {
+		return "", failed("write the whole path", "%s: %v", word, err)
+	}
+	return "unix:" + whole, nil
+}

@@ -1,0 +1,130 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// envName is the variable of a command's flag: FWD_CONNECT_TIMEOUT for
+// `fwd connect --timeout`, FWD_OWNER_EXPORT_PASSPHRASE_FILE, and FWD_JSON for what
+// all commands have.
+func envName(cmd *cobra.Command, flag *pflag.Flag) string {
+	path := strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name())
+	if cmd.Root().PersistentFlags().Lookup(flag.Name) == flag {
+		path = ""
+	}
+	name := strings.TrimSpace(path) + " " + flag.Name
+	return "FWD_" + strings.ToUpper(strings.NewReplacer(" ", "_", "-", "_").Replace(strings.TrimSpace(name)))
+}
+
+// readEnv gives each flag that was not on the command line its variable's value.
+func readEnv(cmd *cobra.Command) (err error) {
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if f.Changed || err != nil || f.Name == "help" {
+			return
+		}
+		name := envName(cmd, f)
+		value, ok := os.LookupEnv(name)
+		if !ok || value == "" {
+			return
+		}
+		if e := cmd.Flags().Set(f.Name, value); e != nil {
+			err = usageError(cmd.CommandPath()+" --help", "%s=%s: %v", name, value, e)
+		}
+	})
+	return err
+}
+
+// describeEnv hides what cobra adds and is not worth a line.
+func describeEnv(root *cobra.Command) {
+	for _, cmd := range root.Commands() {
+		cmd.InitDefaultHelpFlag()
+		cmd.Flags().Lookup("help").Hidden = true
+		describeEnv(cmd)
+	}
+}
+
+// words wants between min and max arguments, named as in the command's usage line.
+func words(min, max int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		usage := usageLine(cmd)
+		switch {
+		case len(args) < min:
+			names := strings.Fields(cmd.Use)[1:]
+			return usageError(usage, "%s needs %s", cmd.CommandPath(), strings.Join(names[len(args):min], " and "))
+		case len(args) > max:
+			return usageError(usage, "%s does not take %q", cmd.CommandPath(), args[max])
+		}
+		return nil
+	}
+}
+
+func noArgs(cmd *cobra.Command, args []string) error { return words(0, 0)(cmd, args) }
+
+// unknownCommand says that the first word is none, and which is like it.
+func unknownCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	hint := cmd.CommandPath() + " --help"
+	if like := cmd.SuggestionsFor(args[0]); len(like) > 0 {
+		hint = cmd.CommandPath() + " " + like[0]
+	}
+	return usageError(hint, "%s has no command %q", cmd.CommandPath(), args[0])
+}
+
+// subcommands is the Args of a command that only holds others.
+func subcommands(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		var names []string
+		for _, c := range cmd.Commands() {
+			names = append(names, cmd.CommandPath()+" "+c.Name())
+		}
+		return usageError(strings.Join(names, ", or "), "%s needs a command", cmd.CommandPath())
+	}
+	return unknownCommand(cmd, args)
+}
+
+// A span is a flag's duration: Go's, and days (7d).
+type span time.Duration
+
+func (s *span) String() string {
+	if *s == 0 {
+		return ""
+	}
+	return time.Duration(*s).String()
+}
+
+func (s *span) Type() string { return "DURATION" }
+
+func (s *span) Set(text string) error {
+	if days, ok := strings.CutSuffix(text, "d"); ok {
+		n, err := strconv.ParseUint(days, 10, 16)
+		if err != nil {
+			return errSpan
+		}
+		*s = span(time.Duration(n) * 24 * time.Hour)
+		return nil
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d < 0 {
+		return errSpan
+	}
+	*s = span(d)
+	return nil
+}
+
+var errSpan = fmt.Errorf("a duration is written 30s, 10m, 2h or 7d")
+
+// spanVar is a duration flag; what it means and its default stand in usage.
+func spanVar(cmd *cobra.Command, name, usage string) *span {
+	s := new(span)
+	cmd.Flags().Var(s, name, usage)
+	return s
+}

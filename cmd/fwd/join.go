@@ -1,0 +1,144 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"fwd/internal/daemon"
+)
+
+func newJoin(a *app) *cobra.Command {
+	var req daemon.JoinRequest
+	var file string
+	cmd := &cobra.Command{
+		Use:     "join [INVITE]",
+		GroupID: groupNetwork,
+		Short:   "put this machine on a network",
+		Long: `Put this machine on the network of an invite, which "fwd invite" or "fwd relay"
+printed. Without INVITE it is read from --file, FWD_INVITE or standard input, or asked
+for; an invite on the command line works too, but stays in the shell's history.
+
+On a machine that already belongs to that network this does nothing and succeeds.`,
+		Example: `fwd join
+ssh vps fwd invite | fwd join --as laptop
+fwd join --at 203.0.113.20:4001     # the relay has moved`,
+		Annotations: map[string]string{
+			partArgs:  "INVITE\tfwd1…",
+			partEnv:   "FWD_INVITE\tthe invite",
+			partExits: "4 6",
+		},
+		Args: words(0, 1),
+	}
+	cmd.Flags().StringVar(&req.As, "as", "", "this machine's `NAME` in the network; default the host's")
+	cmd.Flags().StringVar(&req.At, "at", "", "a relay of the network has moved to `HOST`[:PORT]")
+	cmd.Flags().StringVar(&file, "file", "", "read the invite from `FILE`")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		ctx := cmd.Context()
+		if req.At != "" {
+			return a.join(ctx, req)
+		}
+		var err error
+		switch code := os.Getenv("FWD_INVITE"); {
+		case len(args) == 1:
+			req.Invite = args[0]
+			a.out.story("note: an invite on the command line stays in the shell's history; \"fwd join\" alone asks for it")
+		case file != "":
+			req.Invite, err = readSecret(file)
+		case code != "":
+			req.Invite = code
+		default:
+			return a.joinAsking(ctx, req)
+		}
+		if err != nil {
+			return err
+		}
+		return a.join(ctx, req)
+	}
+	return cmd
+}
+
+// joinAsking gets the invite from standard input, unless there is no need of one.
+func (a *app) joinAsking(ctx context.Context, req daemon.JoinRequest) error {
+	if a.mayPrompt() {
+		err := a.join(ctx, req) // a machine that belongs somewhere says so
+		if err == nil || daemon.FailureOf(err).Exit != daemon.ExitUsage {
+			return err
+		}
+		req.Invite, err = a.prompt("invite: ")
+		if err != nil {
+			return err
+		}
+		return a.join(ctx, req)
+	}
+	text, err := io.ReadAll(io.LimitReader(a.stdin, maxSecret))
+	if err != nil {
+		return failed("fwd join --file FILE", "read the invite from standard input: %v", err)
+	}
+	req.Invite = strings.TrimSpace(string(text))
+	return a.join(ctx, req)
+}
+
+func (a *app) join(ctx context.Context, req daemon.JoinRequest) error {
+	return a.ask(ctx, req, func(e daemon.Event) {
+		var j daemon.Joined
+		switch {
+		case a.out.json && e.Event == "joined":
+			a.out.object(e.Result)
+		case e.Event != "joined" || json.Unmarshal(e.Result, &j) != nil:
+			a.tell(e)
+		case j.Again:
+			a.out.answer("already in %q as %s", j.Network, j.Name)
+		default:
+			a.out.answer("joined %q as %s", j.Network, j.Name)
+		}
+	})
+}
+
+func newInvite(a *app) *cobra.Command {
+	var req daemon.InviteRequest
+	cmd := &cobra.Command{
+		Use:     "invite",
+		GroupID: groupNetwork,
+		Short:   "print a code that lets another machine in",
+		Long: `Print a code with which "fwd join" puts another machine on the network: once, within
+24 hours, as a member, unless the flags say otherwise. Works on the network's owner
+and on admins. Who has the code can join, so give it to that machine's person only.`,
+		Example: `fwd invite
+fwd invite --only nas --for 2h      # a guest: this service, two hours
+fwd invite --relay                  # for a second VPS
+fwd invite --replace laptop         # it was set up anew and lost its key`,
+		Args: noArgs,
+	}
+	cmd.Annotations = map[string]string{partExits: "3 4 6"}
+	cmd.Flags().IntVar(&req.Uses, "uses", 0, "for `N` machines; default 1")
+	expires := spanVar(cmd, "expires", "how long the code is good; default 24h")
+	access := spanVar(cmd, "for", "how long the machine then belongs; default for good")
+	cmd.Flags().StringSliceVar(&req.Only, "only", nil, "a guest, who may use only this `SERVICE`,…")
+	cmd.Flags().BoolVar(&req.Device, "device", false, "a device, which may only expose")
+	cmd.Flags().BoolVar(&req.Relay, "relay", false, "a relay")
+	cmd.Flags().BoolVar(&req.Admin, "admin", false, "a member who may also invite, revoke and rename")
+	cmd.Flags().StringSliceVar(&req.Tags, "tag", nil, "mark it with `TAG`,… for --allow tag:TAG")
+	cmd.Flags().StringVar(&req.Replace, "replace", "", "take the place of `PEER`, with its name, grants and tags")
+	cmd.MarkFlagsMutuallyExclusive("only", "device", "relay")
+	cmd.MarkFlagsMutuallyExclusive("only", "admin")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		req.Expires, req.For = time.Duration(*expires), time.Duration(*access)
+		if req.Uses < 0 {
+			return usageError(usageLine(cmd)+" --uses 1", "--uses %d: a code is for one machine or more", req.Uses)
+		}
+		return a.ask(cmd.Context(), req, func(e daemon.Event) {
+			if e.Event == "invite" {
+				a.invited(e)
+				return
+			}
+			a.tell(e)
+		})
+	}
+	return cmd
+}

@@ -1,0 +1,132 @@
+package main
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"fwd/internal/daemon"
+)
+
+func newOwner(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "owner",
+		GroupID: groupNetwork,
+		Short:   "back up and restore the network's key",
+		Long: `The network's key signs the roster; the machine that has it owns the network. Without
+it everything goes on, but nobody can be invited or revoked any more. So keep a backup.`,
+		Args: subcommands,
+		RunE: func(*cobra.Command, []string) error { return nil },
+	}
+	cmd.AddCommand(newOwnerExport(a), newOwnerImport(a))
+	return cmd
+}
+
+const passphraseEnv = "FWD_PASSPHRASE\tthe passphrase"
+
+func newOwnerExport(a *app) *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use:   "export",
+		Short: "print the network's key, sealed with a passphrase",
+		Long: `Print the network's key, sealed with a passphrase, as text. The passphrase is asked
+for, or read from --passphrase-file or FWD_PASSPHRASE.`,
+		Example:     "fwd owner export > home.key",
+		Annotations: map[string]string{partEnv: passphraseEnv, partExits: "4"},
+		Args:        noArgs,
+	}
+	cmd.Flags().StringVar(&file, "passphrase-file", "", "read the passphrase from `FILE`")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		passphrase, err := a.passphrase(file, true)
+		if err != nil {
+			return err
+		}
+		return a.ask(cmd.Context(), daemon.OwnerExportRequest{Passphrase: passphrase}, func(e daemon.Event) {
+			var backup []byte
+			if a.out.json || e.Event != "result" || json.Unmarshal(e.Result, &backup) != nil {
+				a.tell(e)
+				return
+			}
+			a.out.answer("%s", base64.StdEncoding.EncodeToString(backup))
+			a.out.story("who has this and the passphrase owns the network; to restore it: fwd owner import FILE")
+		})
+	}
+	return cmd
+}
+
+func newOwnerImport(a *app) *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use:   "import [FILE]",
+		Short: "make this machine the network's owner, from a backup",
+		Long: `Restore the network's key from what "fwd owner export" printed, from FILE or standard
+input. This machine then owns the network, and the one that did no longer does.`,
+		Example: "fwd owner import home.key",
+		Annotations: map[string]string{
+			partArgs:  "FILE\tthe backup; default standard input",
+			partEnv:   passphraseEnv,
+			partExits: "4",
+		},
+		Args: words(0, 1),
+	}
+	cmd.Flags().StringVar(&file, "passphrase-file", "", "read the passphrase from `FILE`")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		var text string
+		var err error
+		if len(args) == 1 {
+			text, err = readSecret(args[0])
+		} else {
+			var b []byte
+			b, err = io.ReadAll(io.LimitReader(a.stdin, maxSecret))
+			text = string(b)
+		}
+		if err != nil {
+			return err
+		}
+		backup, err := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(text), ""))
+		if err != nil || len(backup) == 0 {
+			return usageError("give the whole text that \"fwd owner export\" printed", "this is no backup of a network's key")
+		}
+		passphrase, err := a.passphrase(file, false)
+		if err != nil {
+			return err
+		}
+		return a.ask(cmd.Context(), daemon.OwnerImportRequest{Backup: backup, Passphrase: passphrase}, a.tell)
+	}
+	return cmd
+}
+
+// passphrase reads it from a file, the environment, or the terminal, there twice if it
+// is a new one.
+func (a *app) passphrase(file string, twice bool) (string, error) {
+	if file != "" {
+		return readSecret(file)
+	}
+	if p := os.Getenv("FWD_PASSPHRASE"); p != "" {
+		return p, nil
+	}
+	if !a.mayPrompt() {
+		return "", usageError("--passphrase-file FILE, or FWD_PASSPHRASE", "no passphrase, and no terminal to ask for one")
+	}
+	p, err := a.promptHidden("passphrase: ")
+	if err != nil {
+		return "", err
+	}
+	if twice {
+		again, err := a.promptHidden("again: ")
+		if err != nil {
+			return "", err
+		}
+		if again != p {
+			return "", usageError("", "the two passphrases differ")
+		}
+	}
+	if p == "" {
+		return "", usageError("", "an empty passphrase protects nothing")
+	}
+	return p, nil
+}

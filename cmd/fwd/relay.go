@@ -1,0 +1,82 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"fwd/internal/daemon"
+)
+
+func newRelay(a *app) *cobra.Command {
+	var req daemon.RelayRequest
+	cmd := &cobra.Command{
+		Use:     "relay",
+		GroupID: groupNetwork,
+		Short:   "lend this machine's public address to the network",
+		Long: `Run as a relay, in the foreground: machines behind NAT find each other here and
+talk through it until they have a direct path. It cannot read what it passes on, and
+serves nobody outside the network.
+
+On a machine that is in no network yet, one is made, which this machine then owns,
+and an invite for the first machine is printed; that machine becomes an admin and may
+invite the others.
+
+It listens on port 4001, UDP and TCP; open both in the firewall. Where the machine
+itself has only a private address, as in most clouds, --announce must tell the public
+one; a domain name is best, since it can move.`,
+		Example: `fwd relay
+fwd relay --announce vps.example.org
+fwd relay --listen 4001 --listen 443 --announce vps.example.org`,
+		Args: noArgs,
+	}
+	cmd.Annotations = map[string]string{partExits: "4 6"}
+	cmd.Flags().StringSliceVar(&req.Listen, "listen", nil, "`ADDR` to listen on: port, addr:port or multiaddr; default 4001")
+	cmd.Flags().StringSliceVar(&req.Announce, "announce", nil, "`HOST`[:PORT] under which others reach this machine")
+	cmd.Flags().IntVar(&req.Uses, "uses", 0, "the first invite lets `N` machines in; default 1")
+	cmd.Flags().StringVar(&req.Invite, "invite", "", "join the network of this `INVITE` (from fwd invite --relay) first")
+	cmd.Flags().StringVar(&req.Name, "as", "", "this machine's `NAME` in the network; default the host's")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		err := a.relay(cmd.Context(), req)
+		var f *daemon.Failure
+		if errors.As(err, &f) && f.Exit == daemon.ExitUsage && len(req.Announce) == 0 && strings.Contains(f.Hint, "--announce") && a.mayPrompt() {
+			a.out.story("%s", f.What)
+			host, err := a.prompt("public address or domain name of this machine: ")
+			if err != nil {
+				return err
+			}
+			req.Announce = []string{host}
+			return a.relay(cmd.Context(), req)
+		}
+		return err
+	}
+	return cmd
+}
+
+func (a *app) relay(ctx context.Context, req daemon.RelayRequest) error {
+	return daemon.Run(ctx, a.home, req, func(e daemon.Event) {
+		switch {
+		case a.out.json:
+			a.tell(e)
+		case e.Event == "relay":
+			a.out.story("this machine relays for the network %q at %s (UDP and TCP)", e.Message, strings.Join(uniqueHostPorts(e.Addrs), ", "))
+		case e.Event == "invite":
+			a.invited(e)
+			a.out.story("for each further machine, run \"fwd invite\" here or on that first one")
+		default:
+			a.tell(e)
+		}
+	})
+}
+
+// invited prints a code, which is the answer, and its story.
+func (a *app) invited(e daemon.Event) {
+	if a.out.json {
+		a.tell(e)
+		return
+	}
+	a.out.answer("%s", e.Invite)
+	a.out.story("%s", e.Message)
+}

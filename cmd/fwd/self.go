@@ -1,0 +1,152 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"runtime"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"fwd/internal/daemon"
+)
+
+func newLeave(a *app) *cobra.Command {
+	var req daemon.LeaveRequest
+	cmd := &cobra.Command{
+		Use:     "leave",
+		GroupID: groupNetwork,
+		Short:   "take this machine off its network",
+		Args:    noArgs,
+	}
+	cmd.Flags().BoolVar(&req.Purge, "purge", false, "forget this machine's identity too, and all else but the configuration")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		err := a.ask(cmd.Context(), req, a.tell)
+		if errors.Is(err, daemon.ErrLost) && req.Purge {
+			return nil // the daemon ended with its identity
+		}
+		return err
+	}
+	return cmd
+}
+
+func newStop(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:     "stop",
+		GroupID: groupSelf,
+		Short:   "end this home's background daemon",
+		Long: `End the daemon that runs in the background for this home, and with it every expose
+and connect. It ends by itself a minute after the last of them.`,
+		Annotations: map[string]string{partExits: "8"},
+		Args:        noArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
+			err := a.askRunning(ctx, daemon.StopRequest{}, a.tell)
+			if err != nil && !errors.Is(err, daemon.ErrLost) {
+				return err
+			}
+			return a.awaitEnd(ctx)
+		},
+	}
+}
+
+// stopTimeout is how long "fwd stop" waits until the daemon is gone: 15 s, above the
+// daemon's own 10 s for ending its connections.
+const stopTimeout = 15 * time.Second
+
+// awaitEnd waits until nobody answers on the socket.
+func (a *app) awaitEnd(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
+	defer cancel()
+	for {
+		c, err := daemon.Dial(ctx, a.home)
+		if errors.Is(err, daemon.ErrNoDaemon) {
+			return nil
+		}
+		if err == nil {
+			c.Close()
+		}
+		select {
+		case <-ctx.Done():
+			return failed("read why: "+a.home.Log(), "the daemon has not ended after %s", stopTimeout)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+func newID(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:     "id",
+		GroupID: groupSelf,
+		Short:   "print this machine's peer ID",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var s daemon.Status
+			err := a.ask(cmd.Context(), daemon.StatusRequest{}, func(e daemon.Event) {
+				if e.Event == "status" {
+					a.out.err = json.Unmarshal(e.Result, &s)
+				}
+			})
+			switch {
+			case err != nil:
+				return err
+			case a.out.json:
+				a.out.object(identity{Peer: s.Peer, Name: s.Name})
+			default:
+				a.out.answer("%s", s.Peer)
+			}
+			return nil
+		},
+	}
+}
+
+// identity is what `fwd id --json` prints.
+type identity struct {
+	Peer string `json:"peer"`
+	Name string `json:"name"`
+}
+
+func newVersion(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:     "version",
+		GroupID: groupSelf,
+		Short:   "print this program's version",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if a.out.json {
+				a.out.object(map[string]string{"version": daemon.Version(), "go": runtime.Version(), "os": runtime.GOOS, "arch": runtime.GOARCH})
+				return nil
+			}
+			a.out.answer("fwd %s %s/%s %s", daemon.Version(), runtime.GOOS, runtime.GOARCH, runtime.Version())
+			return nil
+		},
+	}
+}
+
+func newCompletion(a *app) *cobra.Command {
+	shells := map[string]func(*cobra.Command) error{
+		"bash":       func(root *cobra.Command) error { return root.GenBashCompletionV2(a.out.stdout, true) },
+		"zsh":        func(root *cobra.Command) error { return root.GenZshCompletion(a.out.stdout) },
+		"fish":       func(root *cobra.Command) error { return root.GenFishCompletion(a.out.stdout, true) },
+		"powershell": func(root *cobra.Command) error { return root.GenPowerShellCompletionWithDesc(a.out.stdout) },
+	}
+	return &cobra.Command{
+		Use:       "completion SHELL",
+		GroupID:   groupSelf,
+		Short:     "print a shell's completion script",
+		Example:   "source <(fwd completion bash)\nfwd completion fish > ~/.config/fish/completions/fwd.fish",
+		ValidArgs: []string{"bash", "zsh", "fish", "powershell"},
+		Annotations: map[string]string{
+			partArgs: "SHELL\tbash, zsh, fish or powershell",
+		},
+		Args: words(1, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			script, ok := shells[args[0]]
+			if !ok {
+				return usageError("bash, zsh, fish or powershell", "no completion for %q", args[0])
+			}
+			return script(cmd.Root())
+		},
+	}
+}
