@@ -1,0 +1,217 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"io"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+)
+
+// ask sends one attach to E as p and gives its status.
+func (l *lab) ask(p peer.ID, m *attach) status {
+	l.t.Helper()
+	a, b := streamPair(1 << 10)
+	l.done.Go(func() { l.e.Handle(p, b) })
+	if _, err := a.Write(m.append(nil)); err != nil {
+		l.t.Fatal(err)
+	}
+	r, err := readReply(a)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	a.Reset()
+	return r.status
+}
+
+// TestAttachMustBeRight: whatever is wrong with an attach, it is refused with its reason; and as long as it is the
+// attach of somebody else or of the past, the live attachment is untouched.
+func TestAttachMustBeRight(t *testing.T) {
+	cases := []struct {
+		name   string
+		from   peer.ID
+		change func(m *attach)
+		want   status
+		ends   bool // the link
+	}{
+		{"foreign peer with the right link", "stranger", func(m *attach) {}, statusUnknownLink, false},
+		{"old epoch", peerC, func(m *attach) { m.epoch = 1 }, statusStaleEpoch, false},
+		{"unknown link", peerC, func(m *attach) { m.link[9]++ }, statusUnknownLink, false},
+		{"serial of the past", peerC, func(m *attach) { m.link[9]++; m.flags = flagNew; m.offset, m.crc = 0, 0 }, statusUnknownLink, false},
+		{"unknown lane", peerC, func(m *attach) { m.lane = 2 }, statusUnknownLink, false},
+		{"other boot of ours", peerC, func(m *attach) { m.known[0]++ }, statusBootChanged, false},
+		{"other boot of theirs", peerC, func(m *attach) { m.boot[0]++ }, statusUnknownLink, false},
+		{"check", peerC, func(m *attach) { m.flags = flagCheck; m.offset = 1 << 50 }, statusOK, false},
+		{"wrong crc", peerC, func(m *attach) { m.crc++ }, statusDesync, true},
+		{"beyond what was sent", peerC, func(m *attach) { m.offset += 1 << 40 }, statusDesync, true},
+		{"before what was acknowledged", peerC, func(m *attach) { m.offset = 1 }, statusDesync, true},
+	}
+	for _, k := range cases {
+		t.Run(k.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newLab(t)
+				defer l.close()
+				c, e := l.session()
+				e.Write(make([]byte, 1000))
+				io.ReadFull(c, make([]byte, 1000))
+				time.Sleep(time.Second)
+				ln := c.lane
+				m := &attach{link: ln.link.id, boot: l.c.boot, epoch: 1000, offset: ln.rxOff, crc: ln.rxCRC}
+				copy(m.known[:], l.e.boot[:])
+				k.change(m)
+				if st := l.ask(k.from, m); st != k.want {
+					t.Fatalf("%v, want %v", st, k.want)
+				}
+				if k.ends {
+					if _, err := c.Read(make([]byte, 1)); !errors.Is(err, ErrReset) {
+						t.Fatal(err)
+					}
+					return
+				}
+				if err := both(c, e, 100<<10, 100<<10); err != nil {
+					t.Fatal(err)
+				}
+				if i := l.c.Lanes()[0]; i.Migrations != 0 || l.opened() != 1 {
+					t.Fatal("the live attachment was touched:", i)
+				}
+			})
+		})
+	}
+}
+
+func TestDeniedAttachTouchesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t)
+		defer l.close()
+		c, e := l.session()
+		l.mu.Lock()
+		l.deny = errors.New("revoked")
+		l.mu.Unlock()
+		m := &attach{link: c.lane.link.id, boot: l.c.boot, epoch: 1000}
+		if st := l.ask(peerC, m); st != statusDenied {
+			t.Fatal(st)
+		}
+		if err := both(c, e, 1000, 1000); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestGarbageCostsTheStreamOnly(t *testing.T) {
+	for _, junk := range [][]byte{{9}, {frameData, 0}, {frameAck, 0xff, 0xff, 0xff, 0x7f}, {frameData, 0x81, 0}} {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLab(t)
+			defer l.close()
+			c, e := l.session()
+			time.Sleep(time.Second)
+			l.last().Write(junk)
+			if err := both(c, e, 1000, 1000); err != nil {
+				t.Fatal(err)
+			}
+			if l.opened() != 2 {
+				t.Fatal("streams:", l.opened())
+			}
+		})
+	}
+}
+
+func TestGarbageAllTheTimeEndsTheLink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t)
+		defer l.close()
+		c, _ := l.session()
+		for range violations {
+			time.Sleep(time.Second)
+			l.last().Write([]byte{9})
+		}
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, ErrReset) {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestHalfAnAttachIsNotWaitedForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t)
+		defer l.close()
+		a, b := streamPair(1 << 10)
+		a.Write([]byte("FWL1"))
+		start := time.Now()
+		l.e.Handle(peerC, b)
+		if took := time.Since(start); took != attachPatience {
+			t.Fatal(took)
+		}
+		a, b = streamPair(1 << 10)
+		a.Write([]byte("HTTP"))
+		l.e.Handle(peerC, b)
+		if r, err := readReply(a); err != nil || r.status != statusVersion {
+			t.Fatal(r, err)
+		}
+	})
+}
+
+// TestLostAnswer: E has switched, C does not know.
+func TestLostAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t)
+		defer l.close()
+		c, e := l.session()
+		lost := 0
+		l.open = func(context.Context, int, Stream) (*end, error) {
+			s := l.pair()
+			if lost++; lost < 20 {
+				s.in.limit = replySize + int64(lost*2) // the check passes, the answer does not
+			}
+			return s, nil
+		}
+		done := make(chan error)
+		go func() { done <- both(c, e, 4<<20, 4<<20) }()
+		for range 30 {
+			l.c.Renew(peerE)
+			time.Sleep(5 * time.Millisecond)
+		}
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestMemoryShortageDropsTheOldestDetachedLinkAndNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, func(c, e *Config) { c.Budget = 1 << 20 })
+		defer l.close()
+		// A link to another peer whose path goes for good, with bytes unsent.
+		other := newLab(t)
+		defer other.close()
+		l.open = func(context.Context, int, Stream) (*end, error) { return other.pair(), nil }
+		gone, err := l.c.Dial(t.Context(), "other peer", "svc")
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.block(true)
+		l.last().Reset()
+		go gone.Write(make([]byte, 256<<10))
+		time.Sleep(2 * time.Minute)
+		l.block(false)
+		c, e := l.session()
+		l.last().in.mu.Lock()
+		l.last().in.held = true // no ACK comes back
+		l.last().in.mu.Unlock()
+		l.size = 64 << 20
+		go io.Copy(io.Discard, e)
+		go c.Write(make([]byte, 4<<20))
+		time.Sleep(500 * time.Millisecond)
+		_ = gone
+		l.last().in.mu.Lock()
+		l.last().in.held = false
+		l.last().in.cond.Broadcast()
+		l.last().in.mu.Unlock()
+		if err := func() error { _, err := c.Write([]byte("x")); return err }(); err != nil {
+			t.Fatal("the attached link was dropped:", err)
+		}
+		c.Reset()
+	})
+}
