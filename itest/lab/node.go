@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -165,21 +166,42 @@ func (n *node) up(link string, mtu int, addrs []netip.Prefix, routes ...route) e
 	return nil
 }
 
-// ready waits until the kernel carries packets on the link: it learns of a carrier in a worker of its own, and
-// until then drops what is sent, an ARP request too, which is repeated only after a second.
+// ready waits until a link and its addresses are in use. Two things happen in the kernel's own time: it learns of a
+// carrier, and until then drops what is sent, and it makes an IPv6 address its own, and until then drops what comes.
+// Lost is usually the question for a neighbour or its answer, which costs a second.
 func (n *node) ready(link string) error {
 	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
 		l, err := n.nl.LinkByName(link)
 		if err != nil {
 			return fmt.Errorf("%s on %s: %w", link, n.name, err)
 		}
-		if state := l.Attrs().OperState; state == netlink.OperUp || state == netlink.OperUnknown {
+		state := l.Attrs().OperState
+		if (state == netlink.OperUp || state == netlink.OperUnknown) && n.owns6(l) {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%s on %s does not come up: %v", link, n.name, l.Attrs().OperState)
+			return fmt.Errorf("%s on %s does not come up: %v", link, n.name, state)
 		}
 	}
+}
+
+// owns6 says whether each IPv6 address of a link is in the table of what is delivered locally.
+func (n *node) owns6(l netlink.Link) bool {
+	addrs, err := n.nl.AddrList(l, netlink.FAMILY_V6)
+	if err != nil {
+		return false // a dump that was interrupted; again
+	}
+	local := &netlink.Route{Table: unix.RT_TABLE_LOCAL, LinkIndex: l.Attrs().Index}
+	routes, err := n.nl.RouteListFiltered(netlink.FAMILY_V6, local, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_OIF)
+	if err != nil {
+		return false
+	}
+	for _, a := range addrs {
+		if !slices.ContainsFunc(routes, func(r netlink.Route) bool { return r.Dst != nil && r.Dst.IP.Equal(a.IP) }) {
+			return false
+		}
+	}
+	return true
 }
 
 // route is a way to a prefix: through a next hop, or to neighbours on the link itself.
