@@ -19,6 +19,12 @@ import (
 // FIN_WAIT_2.
 const linger = time.Minute
 
+const (
+	muxPayload = muxMessage - muxHeader // bytes in one yamux message
+	smallPiece = 8 << 10                // bytes; smaller writes do not wait for the queue
+	maxQueued  = 128 << 10              // bytes queued in yamux before large writes wait; two messages keep the lane busy
+)
+
 // Conn is one end of a session. Reads and writes wait while the path is away.
 //
 // The far side's FIN is io.EOF; its reset, or the link's end, is ErrReset; a refusal is *RefusedError.
@@ -38,6 +44,9 @@ type Conn struct {
 	reading  sync.Mutex
 	answered bool // the exit has said yes
 	ended    bool // io.EOF was read
+
+	writeBy atomic.Pointer[time.Time]
+	changed signal // write deadline, CloseWrite, Close, Reset
 
 	cause atomic.Pointer[error] // why we reset it, if not by Reset
 }
@@ -96,14 +105,66 @@ func (c *Conn) readLocked(p []byte) (int, error) {
 
 // Write hands p to the lane, waiting while the far side is slow.
 func (c *Conn) Write(p []byte) (int, error) {
+	done := 0
+	for {
+		piece := p[done:min(len(p), done+muxPayload)]
+		err := c.queue(len(piece))
+		n := 0
+		if err == nil {
+			n, err = c.push(piece)
+		}
+		if n > 0 {
+			done += n
+			c.count(&c.sent, n)
+		}
+		if err != nil {
+			if c.closed.Load() {
+				return done, net.ErrClosed
+			}
+			return done, c.translate(err)
+		}
+		if done == len(p) {
+			return done, nil
+		}
+	}
+}
+
+// push is st.Write with account of what yamux has in its queue.
+func (c *Conn) push(p []byte) (int, error) {
 	n, err := c.st.Write(p)
-	if n > 0 {
-		c.count(&c.sent, n)
+	c.lane.queued.Add(int64(n))
+	return n, err
+}
+
+// queue waits with a large piece until little is queued in front of the lane. Small ones go ahead: so a shell that
+// shares a lane with a transfer waits for its queue's bound and not for all it could hold.
+func (c *Conn) queue(n int) error {
+	if n < smallPiece {
+		return nil
 	}
-	if err != nil && c.closed.Load() {
-		return n, net.ErrClosed
+	l := c.lane
+	for l.queued.Load() > maxQueued {
+		drained, changed := l.drained.wait(), c.changed.wait()
+		if l.queued.Load() <= maxQueued {
+			return nil
+		}
+		var late <-chan time.Time
+		if at := c.writeBy.Load(); at != nil && !at.IsZero() {
+			timer := time.NewTimer(time.Until(*at))
+			defer timer.Stop()
+			late = timer.C
+		}
+		select {
+		case <-drained:
+		case <-changed: // yamux knows
+			return nil
+		case <-late:
+			return yamux.ErrTimeout
+		case <-l.link.ctx.Done():
+			return yamux.ErrStreamReset
+		}
 	}
-	return n, c.translate(err)
+	return nil
 }
 
 // count keeps the figures for status and for the choice of lanes.
@@ -154,6 +215,7 @@ func (c *Conn) CloseWrite() error {
 	if c.closed.Load() {
 		return net.ErrClosed
 	}
+	defer c.changed.all()
 	return c.translate(c.st.CloseWrite())
 }
 
@@ -181,7 +243,9 @@ func (c *Conn) Close() error {
 // finish sends FIN and waits for the far side's.
 func (c *Conn) finish() {
 	c.st.SetWriteDeadline(time.Time{})
-	if c.st.CloseWrite() != nil {
+	err := c.st.CloseWrite()
+	c.changed.all()
+	if err != nil {
 		c.st.Reset()
 		return
 	}
@@ -229,6 +293,7 @@ func (c *Conn) abort(code uint32) {
 	k.remove(c)
 	k.e.spawn(func() {
 		defer release()
+		defer c.changed.all()
 		c.st.ResetWithError(code)
 	})
 }
@@ -260,6 +325,8 @@ func (c *Conn) SetWriteDeadline(t time.Time) error {
 	if c.closed.Load() {
 		return net.ErrClosed
 	}
+	c.writeBy.Store(&t)
+	defer c.changed.all()
 	return c.st.SetWriteDeadline(t)
 }
 
@@ -294,7 +361,7 @@ func (i *Incoming) ID() string { return i.conn.id.String() }
 // Accept says yes.
 func (i *Incoming) Accept() (*Conn, error) {
 	c := i.conn
-	if _, err := c.st.Write([]byte{byte(OK)}); err != nil {
+	if _, err := c.push([]byte{byte(OK)}); err != nil {
 		err = c.translate(err)
 		c.Reset()
 		return nil, err

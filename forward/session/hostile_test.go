@@ -179,10 +179,11 @@ func TestLostAnswer(t *testing.T) {
 	})
 }
 
-func TestMemoryShortageDropsTheOldestDetachedLinkAndNoOther(t *testing.T) {
+func TestMemoryShortageDropsTheDetachedLinkAndNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, func(c, e *Config) { c.Budget = 1 << 20 })
 		defer l.close()
+		l.size = 64 << 20
 		// A link to another peer whose path goes for good, with bytes unsent.
 		other := newLab(t)
 		defer other.close()
@@ -191,27 +192,68 @@ func TestMemoryShortageDropsTheOldestDetachedLinkAndNoOther(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l.block(true)
+		l.mu.Lock()
+		l.lost, l.open = "other peer", nil
+		l.mu.Unlock()
 		l.last().Reset()
-		go gone.Write(make([]byte, 256<<10))
+		go gone.Write(make([]byte, 255<<10))
 		time.Sleep(2 * time.Minute)
-		l.block(false)
-		c, e := l.session()
-		l.last().in.mu.Lock()
-		l.last().in.held = true // no ACK comes back
-		l.last().in.mu.Unlock()
-		l.size = 64 << 20
-		go io.Copy(io.Discard, e)
-		go c.Write(make([]byte, 4<<20))
-		time.Sleep(500 * time.Millisecond)
-		_ = gone
-		l.last().in.mu.Lock()
-		l.last().in.held = false
-		l.last().in.cond.Broadcast()
-		l.last().in.mu.Unlock()
-		if err := func() error { _, err := c.Write([]byte("x")); return err }(); err != nil {
-			t.Fatal("the attached link was dropped:", err)
+		var conns, ends []*Conn
+		for range 6 {
+			c, e := l.session()
+			conns, ends = append(conns, c), append(ends, e)
 		}
-		c.Reset()
+		s := conns[0].lane.cur.s.(*end)
+		s.in.hold(true) // no ACK comes back
+		for _, c := range conns {
+			go c.Write(make([]byte, 255<<10))
+		}
+		time.Sleep(500 * time.Millisecond)
+		if _, err := gone.Read(make([]byte, 1)); !errors.Is(err, ErrReset) {
+			t.Fatal(err)
+		}
+		s.in.hold(false)
+		for _, e := range ends {
+			if _, err := io.ReadFull(e, make([]byte, 255<<10)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+// TestShellIsNotStuckBehindATransferOnItsLane: what is queued in front of a lane is bounded.
+func TestShellIsNotStuckBehindATransferOnItsLane(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t)
+		defer l.close()
+		shell, far := l.session()
+		var bulk []*Conn
+		for range 8 {
+			c, e := l.session()
+			bulk = append(bulk, c)
+			go io.Copy(io.Discard, e)
+		}
+		time.Sleep(time.Second)
+		s := l.last()
+		s.out.hold(true)
+		for _, c := range bulk {
+			go c.Write(make([]byte, 255<<10))
+		}
+		time.Sleep(500 * time.Millisecond)
+		var before int64
+		for _, c := range bulk {
+			before += c.Info().Sent
+		}
+		const bound = 64<<10 + maxUnsent + maxQueued + 8*muxPayload
+		if before > bound {
+			t.Fatalf("%d bytes in front of the shell, more than %d", before, bound)
+		}
+		if _, err := shell.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		s.out.hold(false)
+		if _, err := io.ReadFull(far, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
 	})
 }

@@ -50,6 +50,9 @@ type lane struct {
 	conns atomic.Int32 // sessions
 	moved atomic.Int64 // application bytes, both ways
 
+	queued  atomic.Int64 // bytes of sessions in yamux's queue
+	drained signal       // the queue is short again
+
 	mu       sync.Mutex
 	canWrite sync.Cond // room in the ring, or the end
 	canRead  sync.Cond // an attachment, no freeze, or the end
@@ -89,6 +92,11 @@ func newLane(k *link, index uint8) *lane {
 
 // Write takes p into the ring, waiting while there is no room.
 func (l *lane) Write(p []byte) (int, error) {
+	if n := len(p) - muxHeader; n > 0 { // only messages with data have more than a header
+		if left := l.queued.Add(-int64(n)); left <= maxQueued && left+int64(n) > maxQueued {
+			l.drained.all()
+		}
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	taken, idle := 0, l.ring.end == l.ring.acked

@@ -237,7 +237,8 @@ func (k *link) openOn(ctx context.Context, l *lane, service string) (*Conn, erro
 	k.e.fill(o.id[:])
 	// The write waits only if the lane's queue is full.
 	stop := context.AfterFunc(ctx, func() { st.Reset() })
-	_, err = st.Write(o.append(nil))
+	n, err := st.Write(o.append(nil))
+	l.queued.Add(int64(n))
 	if !stop() {
 		return nil, ctx.Err()
 	}

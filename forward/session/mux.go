@@ -13,6 +13,7 @@ const (
 	backlog     = 4096     // streams not yet accepted
 	maxWindow   = 16 << 20 // bytes of one stream on their way; like maxRing, 1.3 Gbit/s at 100 ms
 	muxMessage  = 60 << 10 // bytes; a message with all heads fits one frame of a libp2p muxer (64 KiB) or Noise (65 519)
+	muxHeader   = 12       // bytes before a message's data; yamux hands each message over in one Write
 	never       = 10 * 365 * 24 * time.Hour
 )
 

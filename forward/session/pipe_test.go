@@ -122,6 +122,14 @@ func (p *pipe) fail(err error, reader, writer bool) {
 	p.cond.Broadcast()
 }
 
+// hold keeps what is in the pipe from its reader, or lets it go.
+func (p *pipe) hold(yes bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.held = yes
+	p.cond.Broadcast()
+}
+
 func (p *pipe) quiet() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -201,6 +209,7 @@ type lab struct {
 	streams []*end                                                       // C's ends
 	open    func(ctx context.Context, n int, avoid Stream) (*end, error) // nil: a fresh pair
 	deny    error
+	lost    peer.ID // no path to this one
 	size    int
 }
 
@@ -246,6 +255,10 @@ func (l *lab) authorize(peer.ID) error {
 func (l *lab) Open(ctx context.Context, p peer.ID, avoid Stream) (Stream, error) {
 	l.mu.Lock()
 	n, open := len(l.streams), l.open
+	if p == l.lost {
+		l.mu.Unlock()
+		return nil, errors.New("no path")
+	}
 	l.streams = append(l.streams, nil)
 	l.mu.Unlock()
 	var a *end
