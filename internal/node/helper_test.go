@@ -16,17 +16,9 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	ma "github.com/multiformats/go-multiaddr"
-	"go.uber.org/goleak"
 
 	"fwd/relaynode"
 )
-
-func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m,
-		// A cache of the identify library, made at package initialisation, never ended.
-		goleak.IgnoreTopFunction("github.com/libp2p/go-libp2p/p2p/host/peerstore/pstoremem.(*memoryAddrBook).background"),
-	)
-}
 
 // patience is how long a condition may take to come true on a slow, shared machine.
 const patience = 20 * time.Second

@@ -256,6 +256,7 @@ func (n *Node) dialBeside(ctx context.Context, id peer.ID) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, reserveWithin)
 	defer cancel()
+	n.nat.refresh(ctx)
 	for _, transport := range []string{"quic-v1", "tcp"} {
 		has := func() bool {
 			return slices.ContainsFunc(n.paths.links(id), func(l *link) bool {

@@ -4,9 +4,6 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-
-	"golang.org/x/net/ipv4"
-	"golang.org/x/net/ipv6"
 )
 
 // sockets remembers the UDP sockets that QUIC opened, to send from the very ports it is mapped at.
@@ -34,6 +31,9 @@ var opener = make([]byte, 16)
 // never arrives. A full packet that arrives too early would make some routers unpunchable for good
 // (their conntrack confirms it, nat.md §3.2).
 func (s *sockets) opener(a netip.AddrPort, ttl int) {
+	if hopLimit(true, ttl) == nil {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	to := net.UDPAddrFromAddrPort(a)
@@ -44,12 +44,7 @@ func (s *sockets) opener(a netip.AddrPort, ttl int) {
 			alive = append(alive, c)
 			continue
 		}
-		var err error
-		if v4 {
-			_, err = ipv4.NewPacketConn(c).WriteTo(opener, &ipv4.ControlMessage{TTL: ttl}, to)
-		} else {
-			_, err = ipv6.NewPacketConn(c).WriteTo(opener, &ipv6.ControlMessage{HopLimit: ttl}, to)
-		}
+		_, _, err := c.WriteMsgUDP(opener, hopLimit(v4, ttl), to)
 		if !isClosed(err) {
 			alive = append(alive, c)
 		}

@@ -32,24 +32,24 @@ func (t *tasks) close() {
 
 func (t *tasks) wait() { t.wg.Wait() }
 
-// signal is what loops are woken for.
-type signal int
+// news is what loops are woken for.
+type news int
 
 const (
-	rosterChanged signal = 1 << iota
+	rosterChanged news = 1 << iota
 	networkChanged
 )
 
 // signals tells any number of loops that something changed; what is not yet read adds up.
 type signals struct {
 	mu   sync.Mutex
-	subs map[chan signal]bool
+	subs map[chan news]bool
 }
 
-func newSignals() *signals { return &signals{subs: make(map[chan signal]bool)} }
+func newSignals() *signals { return &signals{subs: make(map[chan news]bool)} }
 
-func (s *signals) listen() (<-chan signal, func()) {
-	c := make(chan signal, 1)
+func (s *signals) listen() (<-chan news, func()) {
+	c := make(chan news, 1)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.subs[c] = true
@@ -60,7 +60,7 @@ func (s *signals) listen() (<-chan signal, func()) {
 	}
 }
 
-func (s *signals) send(what signal) {
+func (s *signals) send(what news) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for c := range s.subs {

@@ -201,6 +201,7 @@ func reason(a, b Report) string {
 	udp := reaches(a, "quic-v1") && reaches(b, "quic-v1")
 	tcp := reaches(a, "tcp") && reaches(b, "tcp")
 	hard := func(t Transport) bool { return t.Mapping == Dependent }
+	maybeHard := func(t Transport) bool { return t.Mapping == Unknown && !t.Kept && len(t.Observed) > 0 }
 	switch {
 	case !udp && !tcp:
 		return "no relay can tell at which address the peers are seen"
@@ -208,6 +209,8 @@ func reason(a, b Report) string {
 		return "both NATs change ports per destination"
 	case hard(a.UDP) || hard(b.UDP):
 		return "one NAT changes ports per destination"
+	case maybeHard(a.UDP) && maybeHard(b.UDP):
+		return "both NATs change ports, perhaps per destination (seen by one relay only)"
 	case !udp:
 		return "UDP is blocked on one side, and TCP did not get through"
 	}

@@ -115,6 +115,7 @@ func TestReasonsNameTheCause(t *testing.T) {
 		{hard, hard, "both NATs change ports per destination"},
 		{easy, hard, "one NAT changes ports per destination"},
 		{easy, with(easy, func(r *Report) { r.UDP = Transport{} }), "UDP is blocked on one side, and TCP did not get through"},
+		{nat(1, Unknown, false), nat(2, Unknown, false), "both NATs change ports, perhaps per destination (seen by one relay only)"},
 		{easy, easy, "the NATs let nothing in that was asked for from inside"},
 		{Report{}, easy, "no relay can tell at which address the peers are seen"},
 	} {

@@ -1,0 +1,36 @@
+package node
+
+import (
+	"testing"
+	"time"
+)
+
+func TestWhichConnectionIsThePath(t *testing.T) {
+	ms := func(n int) time.Duration { return time.Duration(n) * time.Millisecond }
+	for _, c := range []struct {
+		name string
+		a, b measured
+		want bool // a beats b
+	}{
+		{"direct beats relay", measured{class: overInternet, rtt: ms(40)}, measured{class: overRelay, rtt: ms(38)}, true},
+		{"direct beats a faster relay if not by far", measured{class: overInternet, rtt: ms(110)}, measured{class: overRelay, rtt: ms(60)}, true},
+		{"not if slower by half and by 50 ms", measured{class: overInternet, rtt: ms(120)}, measured{class: overRelay, rtt: ms(60)}, false},
+		{"then the relay beats it", measured{class: overRelay, rtt: ms(60)}, measured{class: overInternet, rtt: ms(120)}, true},
+		{"half as slow again on a fast path is nothing", measured{class: overInternet, rtt: ms(20)}, measured{class: overRelay, rtt: ms(5)}, true},
+		{"LAN beats internet", measured{class: onLAN, rtt: ms(3)}, measured{class: overInternet, rtt: ms(2)}, true},
+		{"unproved direct does not beat a proved relay", measured{class: overInternet}, measured{class: overRelay, rtt: ms(60)}, false},
+		{"unproved both: direct", measured{class: overInternet}, measured{class: overRelay}, true},
+		{"silent loses to any", measured{class: onLAN, rtt: ms(1), silent: true}, measured{class: overRelay, rtt: ms(60)}, false},
+		{"silent relay loses to an unproved one", measured{class: overRelay}, measured{class: overRelay, rtt: ms(60), silent: true}, true},
+		{"within a class faster by a tenth and 5 ms", measured{class: overRelay, rtt: ms(40)}, measured{class: overRelay, rtt: ms(50)}, true},
+		{"by less is a tie", measured{class: overRelay, rtt: ms(48)}, measured{class: overRelay, rtt: ms(50)}, false},
+		{"QUIC wins a tie", measured{class: overInternet, rtt: ms(11), quic: true}, measured{class: overInternet, rtt: ms(10)}, true},
+	} {
+		if got := c.a.beats(c.b); got != c.want {
+			t.Errorf("%s: got %v", c.name, got)
+		}
+		if c.a.beats(c.b) && c.b.beats(c.a) {
+			t.Errorf("%s: each beats the other", c.name)
+		}
+	}
+}
