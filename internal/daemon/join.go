@@ -23,12 +23,8 @@ import (
 
 const joinProtocol = protocol.ID("/fwd/join/1")
 
-const (
-	// joinTimeout: the owner writes to its disk, perhaps behind a relay.
-	joinTimeout = 30 * time.Second
-	// maxJoin bounds a request; a reply may hold a roster.
-	maxJoin = 16 << 10
-)
+// joinTimeout: the owner writes to its disk, perhaps behind a relay.
+const joinTimeout = 30 * time.Second
 
 // join carries out `fwd join`.
 func (d *Daemon) join(ctx context.Context, req JoinRequest, emit func(Event)) error {
@@ -122,7 +118,7 @@ func (d *Daemon) joinCall(ctx context.Context, p peer.ID, request []byte) ([]byt
 		return nil, fmt.Errorf("ask %s to join: %w", p, err)
 	}
 	s.CloseWrite()
-	reply, err := io.ReadAll(io.LimitReader(s, identity.MaxRoster*2))
+	reply, err := io.ReadAll(io.LimitReader(s, identity.MaxJoinReply))
 	if err != nil {
 		return nil, fmt.Errorf("ask %s to join: %w", p, err)
 	}
@@ -136,8 +132,8 @@ func (d *Daemon) serveJoin(s network.Stream) {
 	release := d.node.AllowStranger(p, joinTimeout)
 	defer release()
 	s.SetDeadline(time.Now().Add(joinTimeout))
-	request, err := io.ReadAll(io.LimitReader(s, maxJoin+1))
-	if err != nil || len(request) > maxJoin {
+	request, err := io.ReadAll(io.LimitReader(s, identity.MaxJoinRequest+1))
+	if err != nil || len(request) > identity.MaxJoinRequest {
 		s.Reset()
 		return
 	}

@@ -237,6 +237,7 @@ func (d *Daemon) enforce() {
 		return err != nil
 	}, errRevoked)
 	d.node.Refresh()
+	d.finder.Announce() // the discovery key may be a new one
 	if d.relay != nil {
 		d.relay.Refresh()
 	}
