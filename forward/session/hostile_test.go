@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -159,11 +160,11 @@ func TestLostAnswer(t *testing.T) {
 		l := newLab(t)
 		defer l.close()
 		c, e := l.session()
-		lost := 0
+		var lost atomic.Int64
 		l.open = func(context.Context, int, Stream) (*end, error) {
 			s := l.pair()
-			if lost++; lost < 20 {
-				s.in.limit = replySize + int64(lost*2) // the check passes, the answer does not
+			if n := lost.Add(1); n < 20 {
+				s.in.limit = replySize + n*2 // the check passes, the answer does not
 			}
 			return s, nil
 		}
