@@ -42,6 +42,7 @@ type parts struct {
 	swarm    *swarm.Swarm
 	upgrader transport.Upgrader
 	sockets  *sockets
+	dialer   *swarm.Swarm  // AutoNAT's, which dials back; the host closes it
 	reach    event.Emitter // says "private" or "public" to whoever asks the bus
 }
 
@@ -133,7 +134,7 @@ func newParts(key crypto.PrivKey, relay bool, opts basichost.HostOpts) (*parts, 
 	p := &parts{swarm: s, upgrader: t.upgrader, sockets: t.sockets}
 	fail := func(err error) (*parts, error) { return nil, errors.Join(err, s.Close(), limits.Close()) }
 
-	if opts.AutoNATv2, err = newAutoNAT(limits, relay); err != nil {
+	if opts.AutoNATv2, p.dialer, err = newAutoNAT(limits, relay); err != nil {
 		return fail(err)
 	}
 	if opts.ConnManager, err = newConnManager(relay); err != nil {
@@ -171,13 +172,16 @@ func (p *parts) start(relay bool) error {
 	return circuit.AddTransport(p.host, p.upgrader)
 }
 
-func (p *parts) close() error { return errors.Join(p.host.Close(), p.reach.Close()) }
+// close ends everything. The host leaves only the peer store of AutoNAT's dialer open.
+func (p *parts) close() error {
+	return errors.Join(p.host.Close(), p.dialer.Peerstore().Close(), p.reach.Close())
+}
 
 // newAutoNAT makes the client and, on a relay, the server that dials back from a key of its own.
-func newAutoNAT(limits network.ResourceManager, server bool) (*autonatv2.AutoNAT, error) {
+func newAutoNAT(limits network.ResourceManager, server bool) (*autonatv2.AutoNAT, *swarm.Swarm, error) {
 	key, _, err := crypto.GenerateEd25519Key(rand.Reader)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	bus := eventbus.NewBus()
 	if !server {
@@ -185,14 +189,15 @@ func newAutoNAT(limits network.ResourceManager, server bool) (*autonatv2.AutoNAT
 	}
 	s, err := newSwarm(key, limits, bus)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if server {
 		if _, err := newTransports(s, key, limits); err != nil {
-			return nil, errors.Join(err, s.Close())
+			return nil, nil, errors.Join(err, s.Close())
 		}
 	}
-	return autonatv2.New(blankhost.NewBlankHost(s, blankhost.WithEventBus(bus)))
+	nat, err := autonatv2.New(blankhost.NewBlankHost(s, blankhost.WithEventBus(bus)))
+	return nat, s, err
 }
 
 // newQUIC manages the UDP sockets: one a listen address, used for dialling and punching too.
