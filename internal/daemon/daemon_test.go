@@ -201,6 +201,33 @@ func TestARevokedMachineIsOutAtOnce(t *testing.T) {
 	}
 }
 
+func TestANewEpochLeavesWhatItAllowsAlone(t *testing.T) {
+	relay, first := newRelay(t)
+	nas, laptop := newMachine(t), newMachine(t)
+	nas.must(JoinRequest{Invite: first, As: "nas-box"})
+	laptop.must(JoinRequest{Invite: relay.invite(), As: "laptop"})
+	nas.hold(ExposeRequest{Target: reverser(t), Name: "nas"}, "exposed")
+	e, _ := laptop.hold(ConnectRequest{Name: "nas", Local: "127.0.0.1:0"}, "listening")
+	conn, err := net.Dial("tcp", e.Local)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.Write([]byte("1"))
+	eventually(t, "the session at the exit", func() bool { return len(nas.status().Sessions) == 1 })
+
+	relay.must(RenameRequest{Peer: "laptop", Name: "notebook"})
+	epoch := relay.status().Network.Epoch
+	eventually(t, "the new epoch at the NAS", func() bool { return nas.status().Network.Epoch == epoch })
+	nas.must(AllowRequest{Service: "nas", Who: "notebook"}) // asks about every session again
+	conn.Write([]byte("2"))
+	conn.(*net.TCPConn).CloseWrite()
+	conn.SetReadDeadline(time.Now().Add(patience))
+	if got, err := io.ReadAll(conn); err != nil || string(got) != "21" {
+		t.Errorf("the session gave %q, %v after a change that was not about it", got, err)
+	}
+}
+
 func TestAnUnknownServiceIsExitThree(t *testing.T) {
 	_, first := newRelay(t)
 	laptop := newMachine(t)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
 
 	"fwd/identity"
 )
@@ -88,15 +89,26 @@ func (d *Daemon) inviteOptions(req InviteRequest) (identity.InviteOptions, error
 	return opt, nil
 }
 
-// contact is whom an invite names: this machine where it is the owner and can
-// be reached, else a relay.
-func (d *Daemon) contact(roster *identity.Sealed) (peer.ID, []multiaddr) {
+// contact is whom an invite names: a relay, or where the network has none the
+// owner itself, at addresses that may be good on its LAN only.
+func (d *Daemon) contact(roster *identity.Sealed) (via peer.ID, addrs []multiaddr) {
 	for _, r := range roster.Relays {
+		if r.Peer == d.self {
+			return "", r.Addrs
+		}
 		if len(r.Addrs) > 0 {
-			return r.Peer, r.Addrs
+			via, addrs = r.Peer, r.Addrs
 		}
 	}
-	return d.self, d.node.ReachableAddrs()
+	if via != "" {
+		return via, addrs
+	}
+	for _, a := range d.node.Host().Addrs() {
+		if _, err := a.ValueForProtocol(ma.P_CIRCUIT); err != nil {
+			addrs = append(addrs, a)
+		}
+	}
+	return "", addrs
 }
 
 func inviteStory(opt identity.InviteOptions) string {

@@ -227,11 +227,13 @@ func (d *Daemon) tellEveryone(ctx context.Context) {
 func (d *Daemon) enforce() {
 	// The sessions first: their ends are told before the connections go.
 	d.sessions.Cut(func(p peer.ID, service, role string) bool {
-		if !d.member(p) {
+		switch {
+		case !d.member(p):
 			return true
-		}
-		if role != "exit" {
+		case role == "entry":
 			return false // what a peer lets us use is decided there
+		case service == "":
+			return d.authorizeLane(p) != nil
 		}
 		_, err := d.lookup(p, service)
 		return err != nil
