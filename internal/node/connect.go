@@ -76,31 +76,41 @@ func (n *Node) attempt(ctx context.Context, p peer.ID, kind PathKind, avoid netw
 	var c *call
 	n.mu.Lock()
 	if c = n.calls[p]; c == nil {
-		c = &call{done: make(chan struct{}), err: n.ctx.Err()}
+		c = &call{done: make(chan struct{})}
 		if !n.tasks.start(func() { n.race(p, c) }) {
 			n.mu.Unlock()
-			return fmt.Errorf("connect to %s: %w", p, network.ErrReset)
+			return fmt.Errorf("connect to %s: this node has ended", p)
 		}
 		n.calls[p] = c
 	}
 	n.mu.Unlock()
 	for {
 		if n.paths.best(p, avoid, kind) != nil {
+			n.finish(p, c) // who comes when this connection is lost starts afresh
 			return nil
 		}
 		select {
 		case <-news:
 		case <-c.done:
+			if kind == Direct && n.paths.has(p, Relay) {
+				n.tryPunch(ctx, p)
+			}
 			if n.paths.best(p, avoid, kind) != nil {
 				return nil
-			}
-			if c.err == nil {
-				c.err = errors.New("no such path")
 			}
 			return fmt.Errorf("connect to %s: %w: %w", p, ErrUnreachable, c.err)
 		case <-ctx.Done():
 			return fmt.Errorf("connect to %s: %w: %w", p, ErrUnreachable, ctx.Err())
 		}
+	}
+}
+
+// finish takes c out of the attempts that can be joined; it may still be dialling.
+func (n *Node) finish(p peer.ID, c *call) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.calls[p] == c {
+		delete(n.calls, p)
 	}
 }
 
@@ -135,10 +145,10 @@ func (n *Node) race(p peer.ID, c *call) {
 	}
 	r.wg.Wait()
 
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	c.err = errors.Join(r.errs...)
-	delete(n.calls, p)
+	if c.err = errors.Join(r.errs...); c.err == nil {
+		c.err = errors.New("no address known that would do")
+	}
+	n.finish(p, c)
 	close(c.done)
 }
 

@@ -54,7 +54,6 @@ func (d *door) open() error {
 	if err := d.swarm.AddTransport(doorTransport{d}); err != nil {
 		return err
 	}
-	d.swarm.Notify(&network.NotifyBundle{ConnectedF: d.connected})
 	return d.swarm.Listen(doorAddr)
 }
 
@@ -125,7 +124,7 @@ func (d *door) admit(ctx context.Context, c transport.CapableConn) (network.Conn
 }
 
 // connected tells whoever waits in admit that the swarm has taken its connection.
-func (d *door) connected(_ network.Network, c network.Conn) {
+func (d *door) connected(c network.Conn) {
 	var g *guest
 	if c.As(&g) {
 		g.admitted <- c

@@ -78,7 +78,7 @@ func (g *guard) serve(mux protocol.Switch) network.StreamHandler {
 }
 
 // connected starts the clock of a stranger's connection.
-func (g *guard) connected(_ network.Network, c network.Conn) {
+func (g *guard) connected(c network.Conn) {
 	p := c.RemotePeer()
 	if g.member(p) {
 		return
@@ -91,7 +91,7 @@ func (g *guard) connected(_ network.Network, c network.Conn) {
 	g.strangers[c] = time.AfterFunc(strangerLife, func() { g.expire(c) })
 }
 
-func (g *guard) disconnected(_ network.Network, c network.Conn) {
+func (g *guard) disconnected(c network.Conn) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if t := g.strangers[c]; t != nil {

@@ -93,6 +93,7 @@ func (n *Node) keep(ctx context.Context, p peer.ID) {
 	defer tidy.Stop()
 	punched := 0 // failed punches in a row
 	var punchAt time.Time
+	var punching chan bool // gets the result of the punch under way
 	for {
 		pause := time.Duration(1<<63 - 1)
 		switch {
@@ -112,18 +113,21 @@ func (n *Node) keep(ctx context.Context, p peer.ID) {
 		case !n.wantsDirect(p):
 		case time.Now().Before(punchAt):
 			pause = time.Until(punchAt)
-		default:
-			if n.tryPunch(ctx, p) {
-				continue
-			}
-			punchAt = time.Now().Add(punchAgain[min(punched, len(punchAgain)-1)])
-			punched++
-			continue
+		case punching == nil:
+			result := make(chan bool, 1)
+			n.tasks.start(func() { result <- n.tryPunch(ctx, p) })
+			punching = result
 		}
 		timer := time.NewTimer(pause)
 		select {
 		case <-timer.C:
 		case <-news:
+		case ok := <-punching:
+			punching = nil
+			if !ok {
+				punchAt = time.Now().Add(punchAgain[min(punched, len(punchAgain)-1)])
+				punched++
+			}
 		case <-tidy.C:
 			n.tidy(p)
 		case what := <-wake:

@@ -196,8 +196,18 @@ func New(cfg Config) (*Node, error) {
 func (n *Node) listen() error {
 	s := n.parts.swarm
 	s.SetStreamHandler(n.guard.serve(n.parts.host.Mux()))
-	s.Notify(&network.NotifyBundle{ConnectedF: n.guard.connected, DisconnectedF: n.guard.disconnected})
-	s.Notify(&network.NotifyBundle{ConnectedF: n.paths.connected, DisconnectedF: n.paths.disconnected})
+	s.Notify(&network.NotifyBundle{
+		// One notifiee, for the order counts: who waits at the door finds the connection among the paths.
+		ConnectedF: func(_ network.Network, c network.Conn) {
+			n.guard.connected(c)
+			n.paths.connected(c)
+			n.door.connected(c)
+		},
+		DisconnectedF: func(_ network.Network, c network.Conn) {
+			n.guard.disconnected(c)
+			n.paths.disconnected(c)
+		},
+	})
 	n.parts.host.SetStreamHandler(punch.Protocol, n.handlePunch)
 	if err := n.parts.start(n.cfg.Relay); err != nil {
 		return fmt.Errorf("start the libp2p host: %w", err)

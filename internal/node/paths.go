@@ -24,7 +24,7 @@ const (
 	standbyEvery = 25 * time.Second
 	// relayEvery is how often a relay is pinged: its death has to be known within seconds, for all
 	// paths over it die with it, and silent death shows by nothing else for 30 s.
-	relayEvery = 4 * time.Second
+	relayEvery = 5 * time.Second
 	// probeTimeout is the longest wait for a probe; quickTimeout the shortest for one that was asked for
 	// because the connection fell silent, which else is quickRTTs round trips.
 	probeTimeout = 3 * time.Second
@@ -104,7 +104,7 @@ func newLink(c network.Conn) *link {
 }
 
 // connected runs within the swarm's notification: it may not open streams here.
-func (ps *paths) connected(_ network.Network, c network.Conn) {
+func (ps *paths) connected(c network.Conn) {
 	l := newLink(c)
 	p := c.RemotePeer()
 	ps.mu.Lock()
@@ -123,7 +123,7 @@ func (ps *paths) connected(_ network.Network, c network.Conn) {
 	ps.node.tasks.start(func() { ps.probe(p, l) })
 }
 
-func (ps *paths) disconnected(_ network.Network, c network.Conn) {
+func (ps *paths) disconnected(c network.Conn) {
 	p := c.RemotePeer()
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
@@ -422,15 +422,6 @@ func (ps *paths) listen(p peer.ID) (<-chan struct{}, func()) {
 		if len(ps.news[p]) == 0 {
 			delete(ps.news, p)
 		}
-	}
-}
-
-// refresh tells watchers about p again if its description changed, such as the reason for a relay.
-func (ps *paths) refresh(p peer.ID) {
-	ps.mu.Lock()
-	defer ps.mu.Unlock()
-	if pp := ps.peers[p]; pp != nil {
-		ps.chooseLocked(p, nil)
 	}
 }
 
