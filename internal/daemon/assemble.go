@@ -126,7 +126,7 @@ func (d *Daemon) buildDiscovery(server bool) error {
 		Keys:    d.discoveryKeys,
 		Points:  d.points,
 		Member:  d.member,
-		Addrs:   d.node.Host().Addrs,
+		Addrs:   d.node.AnnounceAddrs,
 		Known:   d.known.Addrs,
 		LAN:     true,
 		DHT:     table,

@@ -27,17 +27,15 @@ type forwarding struct {
 	end     context.CancelCauseFunc
 }
 
-var pathKinds = map[string]node.PathKind{"": node.Auto, "auto": node.Auto, "direct": node.Direct, "relay": node.Relay}
-
 // connect carries out `fwd connect` and lasts until ctx ends.
 func (d *Daemon) connect(ctx context.Context, req ConnectRequest, emit func(Event), stream *wishStream) error {
 	local, err := forward.ParseLocal(req.Local)
 	if err != nil {
 		return usage("local is a port (2222), addr:port, unix:/path, or -", "%v", err)
 	}
-	kind, ok := pathKinds[req.Path]
-	if !ok {
-		return usage("--path auto, direct or relay", "--path %s: no such kind of path", req.Path)
+	kind, err := node.ParsePathKind(req.Path)
+	if err != nil {
+		return usage("--path auto, direct or relay", "%v", err)
 	}
 	emit(Event{Event: "progress", Message: "looking up " + req.Name})
 	service, p, err := d.resolve(ctx, req.Name)

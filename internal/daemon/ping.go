@@ -2,14 +2,10 @@ package daemon
 
 import (
 	"context"
-	"crypto/rand"
-	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
-	libp2pping "github.com/libp2p/go-libp2p/p2p/protocol/ping"
 
 	"fwd/internal/node"
 )
@@ -47,7 +43,9 @@ func (d *Daemon) ping(ctx context.Context, req PingRequest, emit func(Event)) er
 		return unreachable(d.nameOf(p), err)
 	}
 	for seq := 1; ; seq++ {
-		path, err := d.pingOnce(ctx, p)
+		once, cancel := context.WithTimeout(ctx, pongTimeout)
+		path, err := d.node.Ping(once, p)
+		cancel()
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -89,32 +87,4 @@ func (d *Daemon) pingTarget(ctx context.Context, word string) (peer.ID, error) {
 		return "", usage("name another machine: fwd peers", "%s is this very machine", word)
 	}
 	return p, nil
-}
-
-// pingOnce measures one round trip on the path in use.
-func (d *Daemon) pingOnce(ctx context.Context, p peer.ID) (node.Path, error) {
-	ctx, cancel := context.WithTimeout(ctx, pongTimeout)
-	defer cancel()
-	s, err := d.node.Open(ctx, p, libp2pping.ID, nil, node.Auto)
-	if err != nil {
-		return node.Path{}, err
-	}
-	defer s.Reset()
-	deadline, _ := ctx.Deadline()
-	s.SetDeadline(deadline)
-	var sent, got [libp2pping.PingSize]byte
-	rand.Read(sent[:])
-	start := time.Now()
-	if _, err := s.Write(sent[:]); err != nil {
-		return node.Path{}, err
-	}
-	if _, err := io.ReadFull(s, got[:]); err != nil {
-		return node.Path{}, err
-	}
-	path, ok := d.node.Path(p)
-	if !ok {
-		return node.Path{}, errors.New("the path was lost")
-	}
-	path.RTT = time.Since(start)
-	return path, nil
 }

@@ -46,7 +46,7 @@ type rosterReply struct {
 	identity.RosterMsg          // without Roster and Slices where the asker has them
 	Version            string   `json:"version,omitempty"`
 	Want               bool     `json:"want,omitempty"`
-	Gone               bool     `json:"gone,omitempty"` // the asker is not on our roster, which is no older than its own
+	Gone               bool     `json:"gone,omitempty"`    // the asker is not on our roster, which is no older than its own
 	Events             []Event  `json:"events,omitempty"`  // the request's answer
 	Failure            *Failure `json:"failure,omitempty"` // or why not
 }
