@@ -42,7 +42,8 @@ type Limits struct {
 // it one copy buffer takes longer than a lane waits before it looks elsewhere.
 const minRate = 16 << 10
 
-func (l Limits) check() error {
+// Check refuses limits that no relay could keep.
+func (l Limits) Check() error {
 	for name, v := range map[string]int64{"per peer": l.PerPeer, "in total": l.Total} {
 		if v < 0 || (v > 0 && v < minRate) {
 			return fmt.Errorf("relay limit of %d bytes a second %s: want 0 for none, or at least %d", v, name, minRate)

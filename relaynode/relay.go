@@ -103,7 +103,7 @@ func New(h host.Host, cfg Config) (*Relay, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	if err := cfg.Limits.check(); err != nil {
+	if err := cfg.Limits.Check(); err != nil {
 		return nil, err
 	}
 	r := &Relay{host: h, cfg: cfg, stats: new(counters), served: make(map[peer.ID]bool)}
