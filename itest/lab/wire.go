@@ -3,6 +3,7 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -49,6 +50,10 @@ func newWire(provider, customer *node, providerIf, customerIf string, up, down S
 		return nil, err
 	}
 	w := &wire{upEnd: a, downEnd: b}
+	if err := errors.Join(provider.queue(providerIf), customer.queue(customerIf)); err != nil {
+		w.close()
+		return nil, err
+	}
 	w.up.init(up, seed)
 	w.down.init(down, seed+1)
 	for _, pump := range []func(){
@@ -58,6 +63,16 @@ func newWire(provider, customer *node, providerIf, customerIf string, up, down S
 		w.pumps.Go(pump) // all four end when close has closed both devices
 	}
 	return w, nil
+}
+
+// queue makes a TUN device hold as many packets as a wire does before read takes them: the usual 500 are lost in a
+// burst while this process waits for a CPU, and only Shape shall lose packets.
+func (n *node) queue(link string) error {
+	l, err := n.nl.LinkByName(link)
+	if err != nil {
+		return err
+	}
+	return n.nl.LinkSetTxQLen(l, inFlight)
 }
 
 func (w *wire) close() {
