@@ -197,13 +197,16 @@ func contains(links []*link, l *link) bool {
 }
 
 func (ps *paths) describeLocked(p peer.ID, pp *peerPaths) Path {
-	l := pp.best
-	if l == nil {
+	if pp.best == nil {
 		return Path{}
 	}
+	return ps.describeLinkLocked(p, pp.best, pp.since)
+}
+
+func (ps *paths) describeLinkLocked(p peer.ID, l *link, since time.Time) Path {
 	path := Path{
 		Kind: "direct", Transport: transportOf(l.conn.RemoteMultiaddr()), Remote: l.conn.RemoteMultiaddr(),
-		Relay: l.relay, RTT: l.rtt, Since: pp.since,
+		Relay: l.relay, RTT: l.rtt, Since: since,
 	}
 	if l.relay != "" {
 		path.Kind, path.Reason = "relay", ps.node.reason(p)
@@ -380,6 +383,13 @@ func (ps *paths) links(p peer.ID) []*link {
 func (ps *paths) best(p peer.ID, avoid network.Conn, kind PathKind) network.Conn {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
+	if l := ps.bestLocked(p, avoid, kind); l != nil {
+		return l.conn
+	}
+	return nil
+}
+
+func (ps *paths) bestLocked(p peer.ID, avoid network.Conn, kind PathKind) *link {
 	pp := ps.peers[p]
 	if pp == nil {
 		return nil
@@ -397,10 +407,7 @@ func (ps *paths) best(p peer.ID, avoid network.Conn, kind PathKind) network.Conn
 			}
 		}
 	}
-	if best == nil {
-		return nil
-	}
-	return best.conn
+	return best
 }
 
 // has says whether p can be reached by a path of this kind.
@@ -434,6 +441,20 @@ func (n *Node) Path(p peer.ID) (Path, bool) {
 		return Path{}, false
 	}
 	return n.paths.describeLocked(p, pp), true
+}
+
+// PathBy says by which path of that kind Open would go now; false: it would have to make one.
+func (n *Node) PathBy(p peer.ID, kind PathKind) (Path, bool) {
+	if kind == Auto {
+		return n.Path(p)
+	}
+	n.paths.mu.Lock()
+	defer n.paths.mu.Unlock()
+	l := n.paths.bestLocked(p, nil, kind)
+	if l == nil {
+		return Path{}, false
+	}
+	return n.paths.describeLinkLocked(p, l, l.since), true
 }
 
 // Ping measures the round trip on p's path now, and returns the path with it.
