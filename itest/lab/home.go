@@ -134,6 +134,20 @@ func (l *Lab) bridge(n *node, addr netip.Prefix, ipv6 bool) {
 	noSnooping := false // nobody queries here, so a snooping bridge could lose multicast
 	l.must(n.nl.LinkAdd(&netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &noSnooping}), "lan")
 	l.must(n.up("lan0", 0, []netip.Prefix{addr, netip.MustParsePrefix(linkLocal6 + "/64")}), "lan")
+
+	// A port that is always there, as in the switch of a real router: with its last live port gone a bridge goes
+	// down and the router forgets its neighbours, so that one cut cable would be noticed after all.
+	l.must(vethPair(n, "sw0", n, "sw1"), "lan")
+	bridge, err := n.nl.LinkByName("lan0")
+	l.must(err, "lan")
+	port, err := n.nl.LinkByName("sw0")
+	l.must(err, "lan")
+	l.must(n.nl.LinkSetMaster(port, bridge), "lan")
+	for _, link := range []string{"sw0", "sw1"} {
+		l.must(n.up(link, 0, nil), "lan")
+	}
+	l.must(n.ready("sw0"), "lan")
+	l.must(n.ready("lan0"), "lan")
 }
 
 // WAN is the router's external address now.
