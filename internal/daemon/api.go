@@ -42,8 +42,16 @@ type (
 		Uses     int      `json:"uses,omitempty"`     // of the first invite
 		Invite   string   `json:"invite,omitempty"`   // join this network first
 		Name     string   `json:"name,omitempty"`     // machine name on the roster; default: the host's name
+		Keep     bool     `json:"keep,omitempty"`     // `fwd up` does it too
 	}
-	JoinRequest struct {
+	// UpRequest: run what fwd.toml and --keep say. Only by Up, never over the socket.
+	UpRequest struct {
+		Config string // path; empty: the home's own, which need not be there
+		Invite string // for a machine that is in no network yet
+	}
+	ReloadRequest struct{}
+	NamesRequest  struct{}
+	JoinRequest   struct {
 		Invite string `json:"invite,omitempty"`
 		As     string `json:"as,omitempty"`
 		At     string `json:"at,omitempty"` // the relay's new HOST[:PORT]
@@ -64,6 +72,7 @@ type (
 		Name   string        `json:"name,omitempty"`
 		Allow  []string      `json:"allow,omitempty"` // machine, peer ID, tag:T, members; empty: members
 		Hold   time.Duration `json:"hold,omitempty"`  // 0: 24 h
+		Keep   bool          `json:"keep,omitempty"`  // `fwd up` does it too, from now on
 	}
 	UnexposeRequest struct {
 		Name    string `json:"name"`
@@ -74,6 +83,7 @@ type (
 		Local   string        `json:"local,omitempty"`   // "2222", "addr:2222", "unix:/path", "-"; empty: the target's own port or a free one
 		Path    string        `json:"path,omitempty"`    // auto, direct, relay; empty: auto
 		Timeout time.Duration `json:"timeout,omitempty"` // 0: wait for an offline peer
+		Keep    bool          `json:"keep,omitempty"`    // `fwd up` does it too, from now on
 	}
 	DisconnectRequest struct {
 		Local   string `json:"local,omitempty"`
@@ -202,6 +212,7 @@ type Status struct {
 	Services []ServiceStatus `json:"services"`
 	Forwards []ForwardStatus `json:"forwards"`
 	Sessions []Session       `json:"sessions"`
+	Wishes   []WishStatus    `json:"wishes"`             // what the daemon keeps up by itself (fwd up)
 	Relaying *RelayingStatus `json:"relaying,omitempty"` // this machine is a relay
 }
 
@@ -235,6 +246,7 @@ type ServiceStatus struct {
 	Target   string   `json:"target"`
 	Allow    []string `json:"allow"`
 	Sessions int      `json:"sessions"`
+	From     string   `json:"from"` // command, kept, config
 }
 
 type ForwardStatus struct {
@@ -242,6 +254,7 @@ type ForwardStatus struct {
 	Peer     string `json:"peer"`
 	Local    string `json:"local"`
 	Sessions int    `json:"sessions"`
+	From     string `json:"from"` // command, kept, config
 	Path     *Path  `json:"path"`
 }
 

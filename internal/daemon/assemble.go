@@ -25,7 +25,7 @@ const laneProtocol = protocol.ID("/fwd/lane/1")
 
 // assemble builds the rooms and hands each what it needs of the others, as
 // functions: no room knows another but through here.
-func (d *Daemon) assemble(plan *relayPlan) error {
+func (d *Daemon) assemble(plan *relayPlan, limits limitsConfig) error {
 	cfg := node.Config{
 		Key:           d.key,
 		Member:        d.member,
@@ -49,7 +49,7 @@ func (d *Daemon) assemble(plan *relayPlan) error {
 		return errors.Join(err, d.node.Close())
 	}
 	if plan != nil {
-		relay, err := relaynode.New(d.node.Host(), relaynode.Config{Member: d.member, Network: string(d.networkID()), Log: d.log})
+		relay, err := relaynode.New(d.node.Host(), relaynode.Config{Member: d.member, Network: string(d.networkID()), Limits: plan.limits, Usage: d.relayUsage(), Log: d.log})
 		if err != nil {
 			return errors.Join(fmt.Errorf("start the relay: %w", err), d.dht.Close(), d.node.Close())
 		}
@@ -59,6 +59,8 @@ func (d *Daemon) assemble(plan *relayPlan) error {
 		Self:      d.self,
 		Open:      d.openLane,
 		Authorize: d.authorizeLane,
+		Hold:      limits.Hold.Duration,
+		Budget:    limits.Memory.bytes,
 		Log:       d.log,
 	})
 	h := d.node.Host()
@@ -159,6 +161,7 @@ func (d *Daemon) rooms(ctx context.Context, g *errgroup.Group) {
 	serve("heartbeats", d.heartbeats)
 	if d.relay != nil {
 		serve("relay", d.relay.Serve)
+		serve("relay usage", d.followRelayUsage)
 	}
 }
 

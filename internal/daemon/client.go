@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"reflect"
 	"strings"
@@ -35,6 +36,10 @@ func Dial(ctx context.Context, home Home) (*Client, error) {
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
+		}
+		if home.System && errors.Is(err, fs.ErrPermission) {
+			return nil, fail(ExitRefused, "not-in-group", "sudo usermod -aG fwd $USER, and log in again; or prefix the command with sudo",
+				"the system's fwd is for root and the group fwd")
 		}
 		return nil, fmt.Errorf("%w (%s)", ErrNoDaemon, home.Socket())
 	}

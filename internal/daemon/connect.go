@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -23,12 +24,14 @@ type forwarding struct {
 	service string // on its machine
 	peer    peer.ID
 	local   string
-	kind    node.PathKind
+	kind    node.PathKind // under Daemon.mu: changeForward
+	from    string        // command, kept, config
+	release func()        // of the hold on the peer; under Daemon.mu
 	end     context.CancelCauseFunc
 }
 
 // connect carries out `fwd connect` and lasts until ctx ends.
-func (d *Daemon) connect(ctx context.Context, req ConnectRequest, emit func(Event), stream *wishStream) error {
+func (d *Daemon) connect(ctx context.Context, req ConnectRequest, from string, emit func(Event), stream *wishStream) error {
 	local, err := forward.ParseLocal(req.Local)
 	if err != nil {
 		return usage("local is a port (2222), addr:port, unix:/path, or -", "%v", err)
@@ -39,6 +42,11 @@ func (d *Daemon) connect(ctx context.Context, req ConnectRequest, emit func(Even
 	}
 	emit(Event{Event: "progress", Message: "looking up " + req.Name})
 	service, p, err := d.resolve(ctx, req.Name)
+	if f := new(Failure); local.Stdio() && errors.As(err, &f) && f.Code == "unknown-name" && d.isMachine(req.Name) {
+		// A machine's name on standard input and output is ssh's: its ssh is meant.
+		req.Name = "ssh." + strings.TrimSuffix(req.Name, ".fwd")
+		service, p, err = d.resolve(ctx, req.Name)
+	}
 	if err != nil {
 		return err
 	}
@@ -47,10 +55,15 @@ func (d *Daemon) connect(ctx context.Context, req ConnectRequest, emit func(Even
 	}
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
-	f := &forwarding{word: req.Name, service: service, peer: p, kind: kind, end: end}
+	f := &forwarding{word: req.Name, service: service, peer: p, kind: kind, from: from, end: end}
 	// Held before the listener is: the way is being built while the person types.
-	release := d.node.Hold(p, kind)
-	defer release()
+	f.release = d.node.Hold(p, kind)
+	defer func() {
+		d.mu.Lock()
+		release := f.release
+		d.mu.Unlock()
+		release()
+	}()
 
 	if local.Stdio() {
 		return d.connectStdio(ctx, f, req, emit, stream)
@@ -268,14 +281,23 @@ func (d *Daemon) listenLocal(ctx context.Context, f *forwarding, local forward.L
 	return nil, fail(ExitLocalPort, "port-in-use", "", "no local port is free")
 }
 
+func (d *Daemon) kindWanted(f *forwarding) node.PathKind {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return f.kind
+}
+
 // tellPaths emits each change of the way to f's peer until ctx ends.
 func (d *Daemon) tellPaths(ctx context.Context, f *forwarding, emit func(Event)) {
 	changes, stop := d.node.Watch()
 	defer stop()
+	// Only changes of the best path are told; the best of one kind is looked for.
+	look := time.NewTicker(time.Second)
+	defer look.Stop()
 	last := ""
 	tell := func() {
-		now, ok := d.node.Path(f.peer)
-		if !ok || f.kind != node.Auto && kindOf(now) != f.kind {
+		now, ok := d.node.PathBy(f.peer, d.kindWanted(f))
+		if !ok {
 			if last != "" {
 				emit(Event{Event: "path", Service: f.word, Peer: f.peer.String()})
 			}
@@ -297,6 +319,10 @@ func (d *Daemon) tellPaths(ctx context.Context, f *forwarding, emit func(Event))
 			if c.Peer == f.peer {
 				tell()
 			}
+		case <-look.C:
+			if d.kindWanted(f) != node.Auto {
+				tell()
+			}
 		}
 	}
 }
@@ -307,6 +333,44 @@ func (d *Daemon) addForward(f *forwarding) {
 	d.forwards[f] = true
 }
 
+// changeForward has the forwards of a service go by another kind of path. Their
+// connections move to it.
+func (d *Daemon) changeForward(was string, req ConnectRequest) error {
+	kind, err := node.ParsePathKind(req.Path)
+	if err != nil {
+		return usage("auto, direct or relay", "%v", err)
+	}
+	var f *forwarding
+	d.mu.Lock()
+	for have := range d.forwards {
+		if have.word == was && have.from != fromCommand && (req.Local == "" || sameLocal(have.local, req.Local)) {
+			f = have
+		}
+	}
+	d.mu.Unlock()
+	if f == nil {
+		return nil // it takes the new words when it comes back
+	}
+	release := d.node.Hold(f.peer, kind)
+	d.mu.Lock()
+	f.kind, f.release, release = kind, release, f.release
+	d.mu.Unlock()
+	release()
+	d.sessions.Renew(f.peer)
+	return nil
+}
+
+func sameLocal(have, word string) bool {
+	local, err := forward.ParseLocal(word)
+	return err == nil && (local.String() == have || local.Port() == 0 && local.Network() == "tcp")
+}
+
+// isMachine: is word a machine's name on the roster?
+func (d *Daemon) isMachine(word string) bool {
+	_, ok := d.book.Current().ByName(strings.TrimSuffix(strings.ToLower(word), ".fwd"))
+	return ok
+}
+
 func (d *Daemon) removeForward(f *forwarding) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -314,15 +378,24 @@ func (d *Daemon) removeForward(f *forwarding) {
 }
 
 // disconnect ends a forward from any terminal, by its local address or port.
-func (d *Daemon) disconnect(req DisconnectRequest) error {
+func (d *Daemon) disconnect(req DisconnectRequest, emit func(Event)) error {
+	stood, inConfig, err := d.forget(req)
+	if err != nil {
+		return err
+	}
+	if inConfig {
+		emit(Event{Event: "progress", Message: "ended; fwd.toml still has it, so the next reload or start brings it back"})
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for f := range d.forwards {
-		_, port, _ := net.SplitHostPort(f.local)
-		if req.Local == f.local || req.Local == port || req.Local == f.word {
+		if meansLocal(req.Local, f.local, f.word) {
 			f.end(errWishEnded)
 			return nil
 		}
+	}
+	if stood {
+		return nil
 	}
 	return fail(ExitUnknownName, "unknown-name", "see what is: fwd status", "nothing is connected at %q", req.Local)
 }
@@ -334,13 +407,6 @@ type bufferedUnix struct {
 }
 
 func (b *bufferedUnix) Read(p []byte) (int, error) { return b.r.Read(p) }
-
-func kindOf(p node.Path) node.PathKind {
-	if p.Kind == "direct" {
-		return node.Direct
-	}
-	return node.Relay
-}
 
 // localName is a listener as a person writes it, with the port it really got.
 func localName(l net.Listener) string {

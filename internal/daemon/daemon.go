@@ -54,7 +54,9 @@ type Daemon struct {
 	dht      *dht.IpfsDHT
 	sessions *session.Endpoint
 	relay    *relaynode.Relay // nil: this machine is none
-	met      chan peer.ID     // peers whose roster is to be compared
+	up       *up              // nil: not by `fwd up`
+	level    *slog.LevelVar
+	met      chan peer.ID // peers whose roster is to be compared
 	finish   context.CancelFunc
 
 	mu       sync.Mutex
@@ -62,6 +64,7 @@ type Daemon struct {
 	services map[string]*service
 	forwards map[*forwarding]bool
 	seen     map[peer.ID]sighting
+	offered  map[peer.ID][]string // what each exposed for us when last asked
 	wishes   int
 	idle     *time.Timer // ends the daemon; nil in the foreground
 }
@@ -71,6 +74,7 @@ type options struct {
 	linger time.Duration // end so long after the last wish; 0: never
 	ready  func()        // the socket answers
 	relay  *relayPlan    // nil: an ordinary peer
+	up     *up           // nil: nothing stands but what clients wish
 	first  func(ctx context.Context, d *Daemon) error
 }
 
@@ -84,13 +88,18 @@ func Run(ctx context.Context, home Home, request RelayRequest, on func(Event)) e
 	if err != nil {
 		return err
 	}
-	if err := yieldToForeground(ctx, home); err != nil {
-		return err
-	}
-	err = run(ctx, home, options{
+	return foreground(ctx, home, options{
 		relay: plan,
 		first: func(ctx context.Context, d *Daemon) error { return d.runRelay(ctx, plan, on) },
 	})
+}
+
+// foreground is the daemon for a service manager, a container or a terminal.
+func foreground(ctx context.Context, home Home, opt options) error {
+	if err := yieldToForeground(ctx, home); err != nil {
+		return err
+	}
+	err := run(ctx, home, opt)
 	if errors.Is(err, errLocked) {
 		return fail(ExitFailed, "already-running", "fwd status", "another fwd daemon runs in %s", home.State)
 	}
@@ -113,14 +122,18 @@ func run(ctx context.Context, home Home, opt options) (err error) {
 
 	ctx, finish := context.WithCancel(ctx)
 	defer finish()
-	d, err := open(home, finish)
+	var c config
+	if opt.up != nil {
+		c = *opt.up.config
+	}
+	d, err := open(home, c.Log, finish)
 	if err != nil {
 		return err
 	}
-	if err := d.assemble(opt.relay); err != nil {
+	if err := d.assemble(opt.relay, c.Limits); err != nil {
 		return err
 	}
-	socket, err := listenSocket(home.Socket())
+	socket, err := listenSocket(home)
 	if err != nil {
 		return err
 	}
@@ -131,10 +144,17 @@ func run(ctx context.Context, home Home, opt options) (err error) {
 		d.idle = time.AfterFunc(opt.linger, finish)
 	}
 	g, ctx := errgroup.WithContext(ctx)
+	if opt.up != nil {
+		opt.up.d, opt.up.ctx, d.up = d, ctx, opt.up
+	}
 	d.rooms(ctx, g)
 	g.Go(func() error { return d.serveSocket(ctx, socket) })
 	if opt.ready != nil {
 		opt.ready()
+	}
+	if opt.linger == 0 {
+		d.notifyReady()
+		g.Go(func() error { return d.feedWatchdog(ctx) })
 	}
 	if opt.first != nil {
 		g.Go(func() error { return opt.first(ctx, d) })
@@ -149,15 +169,18 @@ func run(ctx context.Context, home Home, opt options) (err error) {
 
 // open reads what the home holds. Anything damaged is an error that names the
 // file: nothing is replaced.
-func open(home Home, finish context.CancelFunc) (*Daemon, error) {
+func open(home Home, how logConfig, finish context.CancelFunc) (*Daemon, error) {
 	d := &Daemon{
 		home:     home,
-		log:      slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: logLevel()})),
+		level:    new(slog.LevelVar),
 		services: map[string]*service{},
 		forwards: map[*forwarding]bool{},
 		seen:     map[peer.ID]sighting{},
+		offered:  map[peer.ID][]string{},
 		finish:   finish,
 	}
+	d.level.Set(levelOf(&config{Log: how}))
+	d.log = slog.New(logHandler(how.Format.text, d.level))
 	var err error
 	if d.key, _, err = identity.LoadOrCreateKey(home.file("identity.key")); err != nil {
 		return nil, err
@@ -180,14 +203,26 @@ func open(home Home, finish context.CancelFunc) (*Daemon, error) {
 	return d, nil
 }
 
-// logLevel: FWD_LOG=debug|info|warn|error; info tells each connection's fate
-// and little else.
-func logLevel() slog.Level {
+// levelOf: FWD_LOG=debug|info|warn|error, else fwd.toml's; info tells each
+// connection's fate and little else.
+func levelOf(c *config) slog.Level {
 	var level slog.Level
 	if level.UnmarshalText([]byte(os.Getenv("FWD_LOG"))) != nil {
-		return slog.LevelInfo
+		return c.Log.Level.Level
 	}
 	return level
+}
+
+// logHandler: FWD_LOG_FORMAT=text|json, else fwd.toml's.
+func logHandler(format string, level slog.Leveler) slog.Handler {
+	if env := os.Getenv("FWD_LOG_FORMAT"); env != "" {
+		format = env
+	}
+	opt := &slog.HandlerOptions{Level: level}
+	if format == "json" {
+		return slog.NewJSONHandler(os.Stderr, opt)
+	}
+	return slog.NewTextHandler(os.Stderr, opt)
 }
 
 // now is the time for everything that expires: never before what the roster's

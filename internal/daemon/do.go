@@ -16,13 +16,27 @@ func (d *Daemon) do(ctx context.Context, req Request, emit func(Event), stream *
 	case "invite":
 		return with(req, func(r InviteRequest) error { return d.invite(ctx, r, emit) })
 	case "expose":
-		return with(req, func(r ExposeRequest) error { return d.expose(ctx, r, emit) })
+		return with(req, func(r ExposeRequest) error {
+			if r.Keep {
+				return d.keep(ctx, exposeWish(r, fromKept), emit)
+			}
+			return d.expose(ctx, r, fromCommand, emit)
+		})
 	case "unexpose":
-		return with(req, func(r UnexposeRequest) error { return d.unexpose(ctx, r) })
+		return with(req, func(r UnexposeRequest) error { return d.unexpose(ctx, r, emit) })
 	case "connect":
-		return with(req, func(r ConnectRequest) error { return d.connect(ctx, r, emit, stream) })
+		return with(req, func(r ConnectRequest) error {
+			if r.Keep && r.Local != "-" {
+				return d.keep(ctx, connectWish(r, fromKept), emit)
+			}
+			return d.connect(ctx, r, fromCommand, emit, stream)
+		})
 	case "disconnect":
-		return with(req, func(r DisconnectRequest) error { return d.disconnect(r) })
+		return with(req, func(r DisconnectRequest) error { return d.disconnect(r, emit) })
+	case "reload":
+		return d.reloadConfig(emit)
+	case "names":
+		return d.names(emit)
 	case "ls":
 		return d.ls(ctx, emit)
 	case "status":

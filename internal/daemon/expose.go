@@ -20,11 +20,12 @@ type service struct {
 	words  []string // who may use it, as written
 	allow  identity.Allow
 	hold   time.Duration
+	from   string // command, kept, config
 	end    context.CancelCauseFunc
 }
 
 // expose carries out `fwd expose` and lasts until ctx ends.
-func (d *Daemon) expose(ctx context.Context, req ExposeRequest, emit func(Event)) error {
+func (d *Daemon) expose(ctx context.Context, req ExposeRequest, from string, emit func(Event)) error {
 	target, err := forward.ParseTarget(req.Target)
 	if err != nil {
 		return usage("a target is a port (22), host:port, or unix:/path", "%v", err)
@@ -48,7 +49,7 @@ func (d *Daemon) expose(ctx context.Context, req ExposeRequest, emit func(Event)
 	}
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
-	svc := &service{name: name, target: target, words: req.Allow, hold: req.Hold, end: end}
+	svc := &service{name: name, target: target, words: req.Allow, hold: req.Hold, from: from, end: end}
 	if len(svc.words) == 0 {
 		svc.words = []string{"members"}
 	}
@@ -90,6 +91,33 @@ func (d *Daemon) addService(svc *service) error {
 			"%q is already exposed on this machine (target %s)", svc.name, old.target)
 	}
 	d.services[svc.name] = svc
+	return nil
+}
+
+// changeService gives a service that is on offer another target or other
+// users. Its connections go on, but for those whose user may no longer.
+func (d *Daemon) changeService(req ExposeRequest) error {
+	target, err := forward.ParseTarget(req.Target)
+	if err != nil {
+		return usage("a target is a port (22), host:port, or unix:/path", "%v", err)
+	}
+	words := req.Allow
+	if len(words) == 0 {
+		words = []string{"members"}
+	}
+	name := exposeName(req)
+	allow, err := d.allowFor(&service{name: name, words: words})
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	svc := d.services[name]
+	if svc != nil {
+		svc.target, svc.words, svc.allow, svc.hold = target, words, allow, req.Hold
+	}
+	d.mu.Unlock()
+	d.log.Info("service changed", "service", name, "target", target)
+	d.enforce()
 	return nil
 }
 
@@ -169,11 +197,18 @@ func (d *Daemon) claim(ctx context.Context, name string) (claimed bool, note str
 }
 
 // unexpose ends a service, whichever terminal it was exposed in.
-func (d *Daemon) unexpose(ctx context.Context, req UnexposeRequest) error {
+func (d *Daemon) unexpose(ctx context.Context, req UnexposeRequest, emit func(Event)) error {
+	stood, inConfig, err := d.forget(req)
+	if err != nil {
+		return err
+	}
+	if inConfig {
+		emit(Event{Event: "progress", Message: "ended; fwd.toml still has it, so the next reload or start brings it back"})
+	}
 	d.mu.Lock()
 	svc := d.services[req.Name]
 	d.mu.Unlock()
-	if svc == nil && !req.Release {
+	if svc == nil && !req.Release && !stood {
 		return fail(ExitUnknownName, "unknown-name", "see what is: fwd status", "%q is not exposed on this machine", req.Name)
 	}
 	if svc != nil {

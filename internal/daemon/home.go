@@ -3,6 +3,7 @@ package daemon
 import (
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 
 	"github.com/adrg/xdg"
@@ -14,17 +15,48 @@ import (
 type Home struct {
 	State  string // keys, roster, known, socket, lock, log; 0700
 	Config string // fwd.toml
+	System bool   // the machine's, not a user's: its service alone runs the daemon
 }
 
-// FindHome reads FWD_HOME and the system's conventions.
+// SystemHome is the machine's own, which the system service has: its user is
+// fwd, and the group fwd may use its socket.
+func SystemHome() Home {
+	return Home{State: "/var/lib/fwd", Config: "/etc/fwd/fwd.toml", System: true}
+}
+
+// systemSocket is in a folder of its own, since the state is closed to others.
+const systemSocket = "/run/fwd/fwd.sock"
+
+// FindHome reads FWD_HOME and the system's conventions. A user without an
+// identity on a machine where the system service runs uses that.
 func FindHome() Home {
 	if dir := os.Getenv("FWD_HOME"); dir != "" {
 		return Home{State: dir, Config: filepath.Join(dir, "fwd.toml")}
 	}
+	if os.Getenv("FWD_SYSTEM") != "" { // set by the unit
+		return SystemHome()
+	}
+	home := UserHome()
+	if !home.HasIdentity() && runtime.GOOS == "linux" {
+		if _, err := os.Lstat(filepath.Dir(systemSocket)); err == nil {
+			return SystemHome()
+		}
+	}
+	return home
+}
+
+// UserHome is this user's own.
+func UserHome() Home {
 	return Home{
 		State:  filepath.Join(xdg.StateHome, "fwd"),
 		Config: filepath.Join(xdg.ConfigHome, "fwd", "fwd.toml"),
 	}
+}
+
+// HasIdentity: something has run here before.
+func (h Home) HasIdentity() bool {
+	_, err := os.Stat(h.file("identity.key"))
+	return err == nil
 }
 
 func (h Home) file(name string) string { return filepath.Join(h.State, name) }
@@ -32,7 +64,12 @@ func (h Home) file(name string) string { return filepath.Join(h.State, name) }
 // Socket is the control API's address. A unix socket's path may have about
 // 100 bytes; a longer home is served by one in the temporary folder, named
 // after it (socketPath).
-func (h Home) Socket() string { return socketPath(h.file("fwd.sock")) }
+func (h Home) Socket() string {
+	if h.System {
+		return systemSocket
+	}
+	return socketPath(h.file("fwd.sock"))
+}
 
 // Log is what the background daemon writes.
 func (h Home) Log() string { return h.file("fwd.log") }

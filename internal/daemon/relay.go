@@ -15,6 +15,7 @@ import (
 	manet "github.com/multiformats/go-multiaddr/net"
 
 	"fwd/identity"
+	"fwd/relaynode"
 )
 
 // relayPort is where a relay listens, UDP and TCP: libp2p's customary port.
@@ -25,6 +26,7 @@ type relayPlan struct {
 	req      RelayRequest
 	listen   []ma.Multiaddr
 	announce []ma.Multiaddr
+	limits   relaynode.Limits
 }
 
 // planRelay parses the request and refuses a machine that nobody could reach.
@@ -106,6 +108,9 @@ func announceAddrs(word string) ([]ma.Multiaddr, error) {
 	}
 	if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 || host == "" {
 		return nil, usage("HOST or HOST:PORT", "%s is no address", word)
+	}
+	if strings.ContainsAny(host, " /%@,;'\"") {
+		return nil, usage("HOST or HOST:PORT", "%q is no host name", host)
 	}
 	prefix := "/dns/" + host
 	if ip, err := netip.ParseAddr(host); err == nil {

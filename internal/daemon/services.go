@@ -70,6 +70,13 @@ func (d *Daemon) askServices(ctx context.Context, p peer.ID) ([]identity.Service
 	if err := reply.Check(); err != nil {
 		return nil, fmt.Errorf("ask %s for its services: %w", d.nameOf(p), err)
 	}
+	names := make([]string, 0, len(reply.Services))
+	for _, s := range reply.Services {
+		names = append(names, s.Name)
+	}
+	d.mu.Lock()
+	d.offered[p] = names
+	d.mu.Unlock()
 	return reply.Services, nil
 }
 

@@ -25,12 +25,16 @@ func socketPath(path string) string {
 
 // listenSocket opens the control socket. The caller holds the home's lock, so
 // a socket that is already there belongs to a daemon that died.
-func listenSocket(path string) (net.Listener, error) {
+func listenSocket(home Home) (net.Listener, error) {
+	path := home.Socket()
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the control socket's folder: %w", err)
 	}
-	if err := checkPrivate(dir); err != nil {
+	mode := os.FileMode(0o600)
+	if home.System {
+		mode = 0o660 // systemd made the folder, open to the group fwd alone
+	} else if err := checkPrivate(dir); err != nil {
 		return nil, err
 	}
 	if info, err := os.Lstat(path); err == nil {
@@ -45,7 +49,7 @@ func listenSocket(path string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the control socket: %w", err)
 	}
-	if err := os.Chmod(path, 0o600); err != nil {
+	if err := os.Chmod(path, mode); err != nil {
 		l.Close()
 		return nil, fmt.Errorf("close the control socket to other users: %w", err)
 	}

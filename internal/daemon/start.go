@@ -27,6 +27,9 @@ func Start(ctx context.Context, home Home) (*Client, error) {
 		if err == nil || !errors.Is(err, ErrNoDaemon) {
 			return c, err
 		}
+		if home.System {
+			return nil, fail(ExitNoDaemon, "no-daemon", "sudo systemctl start fwd; why it does not run: fwd service logs", "%v", err)
+		}
 		if err := launch(ctx, home); err != nil {
 			return nil, err
 		}

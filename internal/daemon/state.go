@@ -31,6 +31,11 @@ type stateFile struct {
 	// they outlive restarts, and a deny beats everything.
 	Allowed map[string][]string `json:"allowed,omitempty"`
 	Denied  map[string][]string `json:"denied,omitempty"`
+	// Kept is what `fwd up` runs beside fwd.toml.
+	Kept kept `json:"kept,omitzero"`
+	// RelayMonth and RelayBytes are what this relay has used of a month's quota.
+	RelayMonth string `json:"relay_month,omitempty"`
+	RelayBytes int64  `json:"relay_bytes,omitempty"`
 }
 
 func openState(path string) (*state, error) {
@@ -81,6 +86,7 @@ func (s *state) clone() stateFile {
 		c.Locals[k] = v
 	}
 	c.Allowed, c.Denied = cloneLists(s.Allowed), cloneLists(s.Denied)
+	c.Kept = s.Kept.clone()
 	return c
 }
 

@@ -35,7 +35,7 @@ func (d *Daemon) statusReport(ctx context.Context, req StatusRequest, emit func(
 // status is one snapshot. Its lists are never null: scripts loop over them.
 func (d *Daemon) status() Status {
 	s := Status{V: 1, Peer: d.self.String(), Version: Version(), PID: os.Getpid(),
-		Relays: []RelayStatus{}, Services: []ServiceStatus{}, Forwards: []ForwardStatus{}, Sessions: []Session{}}
+		Relays: []RelayStatus{}, Services: []ServiceStatus{}, Forwards: []ForwardStatus{}, Sessions: []Session{}, Wishes: d.up.status()}
 	if roster := d.book.Current(); roster != nil {
 		e, _ := roster.Entry(d.self)
 		s.Name = e.Name
@@ -55,7 +55,7 @@ func (d *Daemon) status() Status {
 		sessionsOf[info.Role+info.Service]++
 		row := Session{ID: info.ID, Service: info.Service, Peer: info.Peer.String(), Role: info.Role, State: info.State,
 			Sent: info.Sent, Received: info.Received, Migrations: info.Migrations, Opened: info.Opened}
-		if path, ok := d.node.Path(info.Peer); ok && info.State == "open" {
+		if path, ok := d.node.PathBy(info.Peer, d.pathKind(info.Peer)); ok && info.State == "open" {
 			row.Path = path.Kind
 		}
 		s.Sessions = append(s.Sessions, row)
@@ -63,7 +63,7 @@ func (d *Daemon) status() Status {
 	d.mu.Lock()
 	for _, svc := range d.services {
 		s.Services = append(s.Services, ServiceStatus{Name: svc.name, Target: svc.target.String(), Allow: svc.words,
-			Sessions: sessionsOf["exit"+svc.name]})
+			Sessions: sessionsOf["exit"+svc.name], From: svc.from})
 	}
 	forwards := make([]*forwarding, 0, len(d.forwards))
 	for f := range d.forwards {
@@ -71,8 +71,8 @@ func (d *Daemon) status() Status {
 	}
 	d.mu.Unlock()
 	for _, f := range forwards {
-		row := ForwardStatus{Service: f.word, Peer: f.peer.String(), Local: f.local, Sessions: sessionsOf["entry"+string(f.peer)+f.service]}
-		if path, ok := d.node.Path(f.peer); ok {
+		row := ForwardStatus{Service: f.word, Peer: f.peer.String(), Local: f.local, Sessions: sessionsOf["entry"+string(f.peer)+f.service], From: f.from}
+		if path, ok := d.node.PathBy(f.peer, d.kindWanted(f)); ok {
 			row.Path = d.pathOf(path)
 		}
 		s.Forwards = append(s.Forwards, row)

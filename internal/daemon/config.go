@@ -1,0 +1,370 @@
+package daemon
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"fwd/forward"
+	"fwd/identity"
+	"fwd/internal/node"
+	"fwd/relaynode"
+)
+
+// A config is fwd.toml: what `fwd up` and the service run, in words that mean
+// the same as on the command line. fwd reads it and never writes it. It is
+// strict: a key that does not exist is a mistake, told with its line, and so is
+// a value that no command would take. docs/fwd.toml shows every key.
+type config struct {
+	// Name and InviteFile are for a machine that is in no network yet.
+	Name       nameWord        `toml:"name"`
+	InviteFile string          `toml:"invite_file"` // beside fwd.toml unless the path is whole
+	Log        logConfig       `toml:"log"`
+	Limits     limitsConfig    `toml:"limits"`
+	Relay      *relayConfig    `toml:"relay"` // nil: this machine is none
+	Expose     []exposeConfig  `toml:"expose"`
+	Connect    []connectConfig `toml:"connect"`
+}
+
+type logConfig struct {
+	Level  levelWord  `toml:"level"`  // default info
+	Format formatWord `toml:"format"` // text, json; default text
+}
+
+// limitsConfig bounds what connections that outlive an outage may take.
+type limitsConfig struct {
+	Hold   spanWord `toml:"hold"`   // default session.DefaultHold
+	Memory sizeWord `toml:"memory"` // default session.DefaultBudget
+}
+
+type relayConfig struct {
+	Listen   []listenWord   `toml:"listen"`
+	Announce []announceWord `toml:"announce"`
+	Uses     int            `toml:"uses"`          // of the first invite, where it makes the network
+	PerPeer  sizeWord       `toml:"rate_per_peer"` // a second; 0: no limit
+	Total    sizeWord       `toml:"rate_total"`    // a second
+	Monthly  sizeWord       `toml:"monthly"`
+}
+
+type exposeConfig struct {
+	Target targetWord `toml:"target"`
+	Name   nameWord   `toml:"name"`
+	Allow  []string   `toml:"allow"`
+}
+
+type connectConfig struct {
+	Service serviceWord `toml:"service"`
+	Local   localWord   `toml:"local"`
+	Path    pathWord    `toml:"path"`
+}
+
+// maxConfig: a thousand services of a hundred bytes, ten times over.
+const maxConfig = 1 << 20
+
+// readConfig reads and checks the file. The data is returned to tell later
+// whether the file has changed.
+func readConfig(path string) (*config, []byte, error) {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil, usage("docs/fwd.toml is an example", "there is no %s", path)
+	case err == nil && info.Size() > maxConfig:
+		return nil, nil, usage("", "%s has %d bytes; at most %d are read", path, info.Size(), maxConfig)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, nil, usage("", "read the configuration: %v", err)
+	}
+	c, err := parseConfig(data)
+	if err != nil {
+		return nil, data, usage("fwd config check "+path, "%s", located(path, err))
+	}
+	if c.InviteFile != "" && !filepath.IsAbs(c.InviteFile) {
+		c.InviteFile = filepath.Join(filepath.Dir(path), c.InviteFile)
+	}
+	return c, data, nil
+}
+
+// parseConfig reads fwd.toml's text. Its errors begin with the line where
+// there is one: "7: …".
+func parseConfig(data []byte) (*config, error) {
+	dec := toml.NewDecoder(bytes.NewReader(data))
+	dec.DisallowUnknownFields()
+	c := new(config)
+	err := dec.Decode(c)
+	var strict *toml.StrictMissingError
+	var wrong *toml.DecodeError
+	switch {
+	case errors.As(err, &strict):
+		var all []string
+		for _, e := range strict.Errors {
+			line, _ := e.Position()
+			all = append(all, fmt.Sprintf("%d: there is no key %q", line, strings.Join(e.Key(), ".")))
+		}
+		return nil, errors.New(strings.Join(all, "\n"))
+	case errors.As(err, &wrong):
+		line, _ := wrong.Position()
+		return nil, fmt.Errorf("%d: %s", line, strings.TrimPrefix(wrong.Error(), "toml: "))
+	case err != nil:
+		return nil, errors.New(strings.TrimPrefix(err.Error(), "toml: "))
+	}
+	return c, c.check()
+}
+
+// located puts the file's name before each line of a parse error.
+func located(path string, err error) string {
+	lines := strings.Split(err.Error(), "\n")
+	for i, l := range lines {
+		number, _, _ := strings.Cut(l, ":")
+		if _, err := strconv.Atoi(number); err == nil {
+			lines[i] = path + ":" + l
+		} else {
+			lines[i] = path + ": " + l
+		}
+	}
+	return strings.Join(lines, "; ")
+}
+
+// check finds what only shows when the parts are seen together.
+func (c *config) check() error {
+	names := map[string]bool{}
+	for _, e := range c.Expose {
+		if e.Target.text == "" {
+			return fmt.Errorf("an [[expose]] has no target")
+		}
+		name := exposeName(e.request())
+		if identity.CheckName(name) != nil {
+			return fmt.Errorf("the [[expose]] of %s needs a name", e.Target.text)
+		}
+		if names[name] {
+			return fmt.Errorf("[[expose]] %q stands there twice", name)
+		}
+		names[name] = true
+	}
+	locals, auto := map[string]bool{}, map[string]bool{}
+	for _, f := range c.Connect {
+		local, err := forward.ParseLocal(f.Local.text)
+		switch {
+		case f.Service.text == "":
+			return fmt.Errorf("a [[connect]] has no service")
+		case err != nil:
+			return err
+		case local.Auto() && auto[f.Service.text]:
+			return fmt.Errorf("[[connect]] %q stands there twice; give each a local address", f.Service.text)
+		case local.Auto():
+			auto[f.Service.text] = true
+		case local.Network() == "tcp" && local.Port() == 0:
+		case locals[local.String()]:
+			return fmt.Errorf("two [[connect]] want %s", local)
+		}
+		locals[local.String()] = true
+	}
+	if r := c.Relay; r != nil {
+		if r.Uses < 0 {
+			return fmt.Errorf("relay.uses is %d: a code is for one machine or more", r.Uses)
+		}
+		return r.limits().Check()
+	}
+	return nil
+}
+
+func (r *relayConfig) limits() relaynode.Limits {
+	if r == nil {
+		return relaynode.Limits{}
+	}
+	return relaynode.Limits{PerPeer: r.PerPeer.bytes, Total: r.Total.bytes, Monthly: r.Monthly.bytes}
+}
+
+func (r *relayConfig) request(name nameWord) RelayRequest {
+	req := RelayRequest{Uses: r.Uses, Name: name.text}
+	for _, w := range r.Listen {
+		req.Listen = append(req.Listen, w.text)
+	}
+	for _, w := range r.Announce {
+		req.Announce = append(req.Announce, w.text)
+	}
+	return req
+}
+
+func (e exposeConfig) request() ExposeRequest {
+	return ExposeRequest{Target: e.Target.text, Name: e.Name.text, Allow: slices.Clone(e.Allow)}
+}
+
+func (f connectConfig) request() ConnectRequest {
+	return ConnectRequest{Name: f.Service.text, Local: f.Local.text, Path: f.Path.text}
+}
+
+// Checked is what `fwd config check` answers.
+type Checked struct {
+	Path     string `json:"path"`
+	Exposes  int    `json:"exposes"`
+	Connects int    `json:"connects"`
+	Relay    bool   `json:"relay"`
+}
+
+// CheckConfig reads a fwd.toml as `fwd up` would. path "": the home's own.
+func CheckConfig(home Home, path string) (Checked, error) {
+	if path == "" {
+		path = home.Config
+	}
+	c, _, err := readConfig(path)
+	if err != nil {
+		return Checked{}, err
+	}
+	if c.Relay != nil {
+		if _, err := planRelay(c.Relay.request(c.Name)); err != nil {
+			return Checked{}, usage(`under [relay]: announce = ["HOST"]`, "%s: %v", path, err)
+		}
+	}
+	return Checked{Path: path, Exposes: len(c.Expose), Connects: len(c.Connect), Relay: c.Relay != nil}, nil
+}
+
+// A word of the file is read by the parser of the command that takes it, so that
+// the file and the command line agree; a mistake gets its line. (They are
+// structs because go-toml parses no text into what is a string already.)
+type word[K interface{ check(string) error }] struct{ text string }
+
+func (w *word[K]) UnmarshalText(b []byte) error {
+	w.text = string(b)
+	var kind K
+	return kind.check(w.text)
+}
+
+type (
+	nameWord     = word[aName]
+	serviceWord  = word[aService]
+	targetWord   = word[aTarget]
+	localWord    = word[aLocal]
+	pathWord     = word[aPath]
+	listenWord   = word[aListen]
+	announceWord = word[anAnnounce]
+	formatWord   = word[aFormat]
+
+	aName      struct{}
+	aService   struct{}
+	aTarget    struct{}
+	aLocal     struct{}
+	aPath      struct{}
+	aListen    struct{}
+	anAnnounce struct{}
+	aFormat    struct{}
+)
+
+func (aName) check(s string) error { return identity.CheckName(s) }
+
+// check: nas, nas.nas-box or nas.nas-box.fwd; which there is the roster knows.
+func (aService) check(s string) error {
+	service, machine, long := strings.Cut(strings.TrimSuffix(s, ".fwd"), ".")
+	if err := identity.CheckName(service); err != nil || !long {
+		return err
+	}
+	return identity.CheckName(machine)
+}
+
+func (aTarget) check(s string) error {
+	_, err := forward.ParseTarget(s)
+	return err
+}
+
+func (aLocal) check(s string) error {
+	local, err := forward.ParseLocal(s)
+	if err == nil && local.Stdio() {
+		return fmt.Errorf("local address %q: is for one connection on a command's standard input and output", s)
+	}
+	return err
+}
+
+func (aPath) check(s string) error {
+	_, err := node.ParsePathKind(s)
+	return err
+}
+
+func (aListen) check(s string) error {
+	_, err := listenAddrs(s)
+	return err
+}
+
+func (anAnnounce) check(s string) error {
+	_, err := announceAddrs(s)
+	return err
+}
+
+func (aFormat) check(s string) error {
+	if s != "text" && s != "json" {
+		return fmt.Errorf("log format %q: text or json", s)
+	}
+	return nil
+}
+
+type levelWord struct{ slog.Level }
+
+func (w *levelWord) UnmarshalText(b []byte) error {
+	if w.Level.UnmarshalText(b) != nil || strings.ContainsAny(string(b), "+-") {
+		return fmt.Errorf("log level %q: debug, info, warn or error", b)
+	}
+	return nil
+}
+
+type spanWord struct{ time.Duration }
+
+func (w *spanWord) UnmarshalText(b []byte) (err error) {
+	w.Duration, err = parseSpan(string(b))
+	return err
+}
+
+// parseSpan reads Go's durations and days: 90s, 2h, 7d.
+func parseSpan(text string) (time.Duration, error) {
+	if days, ok := strings.CutSuffix(text, "d"); ok {
+		if n, err := strconv.ParseUint(days, 10, 16); err == nil {
+			return time.Duration(n) * 24 * time.Hour, nil
+		}
+	} else if d, err := time.ParseDuration(text); err == nil && d > 0 {
+		return d, nil
+	}
+	return 0, fmt.Errorf("duration %q: is written 30s, 10m, 2h or 7d", text)
+}
+
+type sizeWord struct{ bytes int64 }
+
+func (w *sizeWord) UnmarshalText(b []byte) (err error) {
+	w.bytes, err = parseSize(string(b))
+	return err
+}
+
+// sizeUnits are read longest first; B alone is the last.
+var sizeUnits = []struct {
+	name  string
+	bytes float64
+}{
+	{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"TiB", 1 << 40},
+	{"kB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"TB", 1e12}, {"B", 1},
+}
+
+// parseSize reads 256MiB, 1.5GB, 0.
+func parseSize(text string) (int64, error) {
+	bad := fmt.Errorf("size %q: is written 500kB, 20MB, 256MiB, 1.5TB; 0 is no limit", text)
+	unit := 0.0
+	number := text
+	for _, u := range sizeUnits {
+		if n, ok := strings.CutSuffix(text, u.name); ok {
+			number, unit = strings.TrimSpace(n), u.bytes
+			break
+		}
+	}
+	v, err := strconv.ParseFloat(number, 64)
+	if err != nil || strings.Trim(number, "0123456789.") != "" || v*unit > math.MaxInt64/2 || unit == 0 && v != 0 {
+		return 0, bad
+	}
+	return int64(v * unit), nil
+}

@@ -1,0 +1,159 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+
+	"github.com/gofrs/flock"
+)
+
+// Wishes that outlive their terminal: `expose --keep` and `connect --keep` are
+// written to the daemon's state, and `fwd up` runs them beside fwd.toml's,
+// which is never written to.
+
+// kept is the part of the state file that holds them.
+type kept struct {
+	Exposes  []ExposeRequest  `json:"exposes,omitempty"`
+	Connects []ConnectRequest `json:"connects,omitempty"`
+	Relay    *RelayRequest    `json:"relay,omitempty"`
+}
+
+func (k kept) clone() kept {
+	return kept{Exposes: slices.Clone(k.Exposes), Connects: slices.Clone(k.Connects), Relay: k.Relay}
+}
+
+// wishes are the kept ones as standing wishes.
+func (k kept) wishes() []wish {
+	var list []wish
+	for _, r := range k.Exposes {
+		list = append(list, exposeWish(r, fromKept))
+	}
+	for _, r := range k.Connects {
+		list = append(list, connectWish(r, fromKept))
+	}
+	return list
+}
+
+// put adds w, in the place of an older one with its key.
+func (k *kept) put(w wish) {
+	k.remove(w.key)
+	if w.expose != nil {
+		k.Exposes = append(k.Exposes, *w.expose)
+	} else {
+		k.Connects = append(k.Connects, *w.connect)
+	}
+}
+
+func (k *kept) remove(key string) (found bool) {
+	before := len(k.Exposes) + len(k.Connects)
+	k.Exposes = slices.DeleteFunc(slices.Clone(k.Exposes), func(r ExposeRequest) bool { return exposeWish(r, "").key == key })
+	k.Connects = slices.DeleteFunc(slices.Clone(k.Connects), func(r ConnectRequest) bool { return connectWish(r, "").key == key })
+	return before > len(k.Exposes)+len(k.Connects)
+}
+
+// matching are the keys of the kept wishes that unexpose or disconnect means.
+func (k kept) matching(request any) (keys []string) {
+	for _, w := range k.wishes() {
+		if w.means(request) {
+			keys = append(keys, w.key)
+		}
+	}
+	return keys
+}
+
+// keep carries out a request with --keep. Under `fwd up` the daemon takes the
+// wish over, and the command ends once it is fulfilled; else the command holds
+// it as ever, and the next `fwd up` runs it too.
+func (d *Daemon) keep(ctx context.Context, w wish, emit func(Event)) error {
+	if d.up != nil {
+		return d.up.keep(ctx, w, emit)
+	}
+	var failed error
+	done := false
+	tell := func(e Event) {
+		emit(e)
+		if !e.fulfils() || done {
+			return
+		}
+		done = true
+		if failed = d.state.change(func(s *stateFile) { s.Kept.put(w) }); failed != nil {
+			emit(Event{Event: "progress", Message: fmt.Sprintf("not kept: %v", failed)})
+			return
+		}
+		emit(Event{Event: "progress", Message: "kept; to have it without this terminal: fwd service install, or fwd up"})
+	}
+	return w.fulfil(ctx, d, tell)
+}
+
+// forget takes what unexpose or disconnect means off the kept wishes, and ends
+// it where the daemon runs it. fromConfig: fwd.toml has it still.
+func (d *Daemon) forget(request any) (found, fromConfig bool, err error) {
+	var keys []string
+	d.state.get(func(s stateFile) { keys = s.Kept.matching(request) })
+	if len(keys) > 0 {
+		err = d.state.change(func(s *stateFile) {
+			for _, key := range keys {
+				s.Kept.remove(key)
+			}
+		})
+	}
+	if d.up != nil {
+		standing, config := d.up.drop(request)
+		return standing || len(keys) > 0, config, err
+	}
+	return len(keys) > 0, false, err
+}
+
+// Forget is unexpose or disconnect where no daemon runs: what was kept is so
+// no longer. found is false where nothing like it was.
+func Forget(home Home, request any) (found bool, err error) {
+	return changeState(home, func(s *stateFile) bool {
+		keys := s.Kept.matching(request)
+		for _, key := range keys {
+			s.Kept.remove(key)
+		}
+		return len(keys) > 0
+	})
+}
+
+// KeepRelay has `fwd up` run this machine as a relay from now on; nil: no more.
+func KeepRelay(home Home, request *RelayRequest) error {
+	if request != nil {
+		r := *request
+		r.Invite, r.Uses, r.Keep = "", 0, false // of the first start alone
+		request = &r
+	}
+	if err := home.prepare(); err != nil {
+		return err
+	}
+	_, err := changeState(home, func(s *stateFile) bool {
+		s.Kept.Relay = request
+		return true
+	})
+	return err
+}
+
+// changeState changes the state file of a home whose daemon does not run.
+func changeState(home Home, f func(*stateFile) bool) (changed bool, err error) {
+	if _, err := os.Stat(home.State); err != nil {
+		return false, nil // nothing was ever kept here
+	}
+	lock := flock.New(home.file("fwd.lock"))
+	if ok, err := lock.TryLock(); err != nil {
+		return false, fmt.Errorf("lock %s: %w", home.State, err)
+	} else if !ok {
+		return false, errLocked
+	}
+	defer lock.Unlock()
+	s, err := openState(home.file("daemon"))
+	if err != nil {
+		return false, err
+	}
+	next := s.clone()
+	if !f(&next) {
+		return false, nil
+	}
+	return true, s.change(func(file *stateFile) { *file = next })
+}

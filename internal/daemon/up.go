@@ -1,0 +1,583 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// An up is what makes a daemon in the foreground the declarative one: it keeps
+// up the wishes of fwd.toml and those that were kept by --keep.
+//
+// What happens to one wish: it is fulfilled as a terminal's would be, by expose
+// or connect; when that fails it is tried again, at growing intervals and at
+// each change of the roster, until it is taken off. Reading the file again
+// compares wishes by their keys: what is new starts, what is gone ends, what
+// changed is changed where it stands, and the rest notices nothing.
+type up struct {
+	d     *Daemon
+	ctx   context.Context // ends all wishes
+	path  string          // of fwd.toml
+	must  bool            // the path was given: the file has to be there
+	tell  func(Event)
+	tasks sync.WaitGroup
+
+	applying sync.Mutex // one change of the set at a time
+
+	mu       sync.Mutex
+	config   *config
+	data     []byte // the file as it was read last
+	standing map[string]*standing
+}
+
+// A standing is one wish and how it fares.
+type standing struct {
+	stop    context.CancelFunc
+	stopped chan struct{} // closed when nothing of it is left
+	first   chan error    // its first outcome: nil is fulfilled; room for one
+
+	// Under up.mu.
+	wish
+	state   string // trying, up, failing, ended
+	failure *Failure
+	since   time.Time
+	news    *Event        // what fulfilled it last
+	changed chan struct{} // closed when it is to be tried anew at once
+}
+
+const (
+	stateTrying  = "trying"
+	stateUp      = "up"
+	stateFailing = "failing"
+	stateEnded   = "ended" // by unexpose or disconnect; until the file is read again
+)
+
+// Up is `fwd up`: the daemon in the foreground with the wishes of fwd.toml and
+// those kept. It returns when ctx ends, or where the configuration or the
+// invite cannot be right.
+func Up(ctx context.Context, home Home, request UpRequest, on func(Event)) error {
+	u := &up{path: request.Config, must: request.Config != "", tell: on, standing: map[string]*standing{}}
+	if u.path == "" {
+		u.path = home.Config
+	}
+	var err error
+	if u.config, u.data, err = u.read(); err != nil {
+		return err
+	}
+	plan, err := u.planRelay(home)
+	if err != nil {
+		return err
+	}
+	return foreground(ctx, home, options{
+		relay: plan,
+		up:    u,
+		first: func(ctx context.Context, d *Daemon) error { return u.serve(ctx, request.Invite, plan) },
+	})
+}
+
+// read reads the file; there need be none where it was not asked for.
+func (u *up) read() (*config, []byte, error) {
+	if _, err := os.Stat(u.path); errors.Is(err, os.ErrNotExist) && !u.must {
+		return new(config), nil, nil
+	}
+	return readConfig(u.path)
+}
+
+// planRelay is fwd.toml's [relay], else the one that was kept, else nil.
+func (u *up) planRelay(home Home) (*relayPlan, error) {
+	if r := u.config.Relay; r != nil {
+		plan, err := planRelay(r.request(u.config.Name))
+		if err != nil {
+			return nil, usage(`under [relay]: announce = ["HOST"]`, "%s: %v", u.path, err)
+		}
+		plan.limits = r.limits()
+		return plan, nil
+	}
+	s, err := openState(home.file("daemon"))
+	if err != nil || s.Kept.Relay == nil {
+		return nil, err
+	}
+	return planRelay(*s.Kept.Relay)
+}
+
+// serve is the foreground's wish: a network first, then what stands in the
+// file, followed as it changes, until ctx ends.
+func (u *up) serve(ctx context.Context, invite string, plan *relayPlan) error {
+	defer u.tasks.Wait()
+	if err := u.join(ctx, invite); err != nil {
+		return err
+	}
+	if plan != nil {
+		plan.req.Invite = "" // joined already, if there was one
+		u.tasks.Go(func() {
+			if err := u.d.runRelay(ctx, plan, u.tell); err != nil && ctx.Err() == nil {
+				u.d.log.Error("relay", "err", err)
+				u.tell(Event{Event: "error", Failure: failureOf(err)})
+			}
+		})
+	} else if u.d.book.Current() == nil {
+		u.tell(Event{Event: "progress", Message: "in no network yet; waiting for: fwd join"})
+	}
+	u.apply(u.wanted())
+	return u.watch(ctx)
+}
+
+// join puts a machine without a network on one, if it has an invite: the first
+// boot of one among many. Who cannot be reached is asked again.
+func (u *up) join(ctx context.Context, invite string) error {
+	if u.d.book.Current() != nil {
+		return nil
+	}
+	if file := u.config.InviteFile; invite == "" && file != "" {
+		f, err := os.Open(file)
+		if err != nil {
+			return usage("", "read invite_file: %v", err)
+		}
+		text, err := io.ReadAll(io.LimitReader(f, 64<<10)) // an invite has some 200 bytes
+		f.Close()
+		if err != nil {
+			return usage("", "read invite_file: %v", err)
+		}
+		invite = strings.TrimSpace(string(text))
+	}
+	if invite == "" {
+		return nil
+	}
+	for pause := firstPause; ; pause = min(2*pause, lastPause) {
+		err := u.d.join(ctx, JoinRequest{Invite: invite, As: u.config.Name.text}, u.tell)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		f := failureOf(err)
+		if f.Code != "unreachable" && f.Code != "invite-refused" { // its owner may be away
+			return err
+		}
+		u.d.log.Warn("join", "err", err, "again_in", pause)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+}
+
+const (
+	// firstPause and lastPause bound the pause before a wish is tried again: what
+	// fails at boot works a second later, what fails for good costs a try a minute.
+	firstPause = time.Second
+	lastPause  = time.Minute
+)
+
+// wanted is the file's wishes and the kept ones; the file's come first.
+func (u *up) wanted() []wish {
+	u.mu.Lock()
+	c := u.config
+	u.mu.Unlock()
+	var list []wish
+	for _, e := range c.Expose {
+		list = append(list, exposeWish(e.request(), fromConfig))
+	}
+	for _, f := range c.Connect {
+		list = append(list, connectWish(f.request(), fromConfig))
+	}
+	u.d.state.get(func(s stateFile) {
+		for _, w := range s.Kept.wishes() {
+			if !slices.ContainsFunc(list, func(have wish) bool { return have.key == w.key }) {
+				list = append(list, w)
+			}
+		}
+	})
+	return list
+}
+
+// Reloaded is what reading the file again changed.
+type Reloaded struct {
+	Added   []string `json:"added"`
+	Removed []string `json:"removed"`
+	Changed []string `json:"changed"`
+	Restart []string `json:"restart"` // settings that only a restart brings
+	Failed  []string `json:"failed,omitempty"`
+}
+
+func (r Reloaded) String() string {
+	var parts []string
+	for _, p := range []struct {
+		word string
+		list []string
+	}{{"new", r.Added}, {"gone", r.Removed}, {"changed", r.Changed}, {"not changed", r.Failed}, {"wants a restart", r.Restart}} {
+		if len(p.list) > 0 {
+			parts = append(parts, p.word+": "+strings.Join(p.list, ", "))
+		}
+	}
+	if len(parts) == 0 {
+		return "nothing has changed"
+	}
+	return strings.Join(parts, "; ")
+}
+
+// reload reads the file again and changes the difference. A file with a
+// mistake changes nothing.
+func (u *up) reload() (Reloaded, error) {
+	next, data, err := u.read()
+	u.mu.Lock()
+	u.data = data // a mistake is told once
+	if err != nil {
+		u.mu.Unlock()
+		return Reloaded{}, err
+	}
+	old := u.config
+	u.config = next
+	u.mu.Unlock()
+	u.d.level.Set(levelOf(next))
+	report := u.apply(u.wanted())
+	report.Restart = restartFor(old, next)
+	u.d.log.Info("configuration read again", "path", u.path, "result", report.String())
+	return report, nil
+}
+
+// restartFor names what was changed and is only read at the start.
+func restartFor(old, next *config) []string {
+	list := []string{}
+	for _, s := range []struct {
+		name     string
+		old, new any
+	}{{"relay", old.Relay, next.Relay}, {"limits", old.Limits, next.Limits}, {"log.format", old.Log.Format, next.Log.Format}} {
+		if fmt.Sprintf("%+v", deref(s.old)) != fmt.Sprintf("%+v", deref(s.new)) {
+			list = append(list, s.name)
+		}
+	}
+	return list
+}
+
+func deref(v any) any {
+	if r, ok := v.(*relayConfig); ok {
+		if r == nil {
+			return nil
+		}
+		return *r
+	}
+	return v
+}
+
+// apply makes the standing wishes those of wanted, those that an unexpose or
+// disconnect ended included.
+func (u *up) apply(wanted []wish) Reloaded {
+	u.applying.Lock()
+	defer u.applying.Unlock()
+	report := Reloaded{Added: []string{}, Removed: []string{}, Changed: []string{}, Restart: []string{}}
+	byKey := map[string]wish{}
+	for _, w := range wanted {
+		byKey[w.key] = w
+	}
+	// First what goes: its port or name may be wanted.
+	var leaving []*standing
+	u.mu.Lock()
+	for key, s := range u.standing {
+		_, stays := byKey[key]
+		if stays && s.state != stateEnded {
+			continue
+		}
+		if !stays {
+			report.Removed = append(report.Removed, key)
+		}
+		delete(u.standing, key)
+		leaving = append(leaving, s)
+	}
+	u.mu.Unlock()
+	for _, s := range leaving {
+		s.stop()
+		<-s.stopped
+	}
+	for _, w := range wanted {
+		u.mu.Lock()
+		s := u.standing[w.key]
+		u.mu.Unlock()
+		switch {
+		case s == nil:
+			u.start(w)
+			report.Added = append(report.Added, w.key)
+		case s.same(w):
+			u.mu.Lock()
+			s.from = w.from
+			u.mu.Unlock()
+		default:
+			if err := u.change(s, w); err != nil {
+				report.Failed = append(report.Failed, fmt.Sprintf("%s (%v)", w.key, err))
+				continue
+			}
+			report.Changed = append(report.Changed, w.key)
+		}
+	}
+	slices.Sort(report.Removed)
+	return report
+}
+
+// change gives a standing wish other words, where it stands if it does.
+func (u *up) change(s *standing, w wish) error {
+	u.mu.Lock()
+	stands := s.state == stateUp
+	u.mu.Unlock()
+	if stands {
+		var err error
+		if w.expose != nil {
+			err = u.d.changeService(*w.expose)
+		} else {
+			err = u.d.changeForward(s.connect.Name, *w.connect)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	s.wish = w
+	if !stands {
+		s.pokeLocked()
+	}
+	return nil
+}
+
+func (s *standing) pokeLocked() {
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// start begins to keep up a wish.
+func (u *up) start(w wish) *standing {
+	ctx, stop := context.WithCancel(u.ctx)
+	s := &standing{wish: w, stop: stop, stopped: make(chan struct{}), first: make(chan error, 1),
+		changed: make(chan struct{}), state: stateTrying, since: time.Now()}
+	u.mu.Lock()
+	u.standing[w.key] = s
+	u.mu.Unlock()
+	u.tasks.Go(func() { // ends with ctx
+		defer close(s.stopped)
+		defer stop()
+		u.keepUp(ctx, s)
+	})
+	return s
+}
+
+// keepUp tries until ctx ends or another command ends the wish.
+func (u *up) keepUp(ctx context.Context, s *standing) {
+	changes, unwatch := u.d.book.Watch()
+	defer unwatch()
+	for pause := firstPause; ; pause = min(2*pause, lastPause) {
+		began := time.Now()
+		err := u.try(ctx, s)
+		if ctx.Err() != nil {
+			return
+		}
+		if errors.Is(err, errWishEnded) && u.d.book.Current() != nil {
+			u.mu.Lock()
+			s.state, s.since = stateEnded, time.Now()
+			u.mu.Unlock()
+			return
+		}
+		if time.Since(began) > lastPause {
+			pause = firstPause
+		}
+		again := u.failed(s, err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-again:
+			pause = firstPause
+		case <-changes:
+		case <-time.After(pause):
+		}
+	}
+}
+
+func (u *up) try(ctx context.Context, s *standing) error {
+	if u.d.book.Current() == nil {
+		return errNoNetwork
+	}
+	u.mu.Lock()
+	w := s.wish
+	u.mu.Unlock()
+	return w.fulfil(ctx, u.d, func(e Event) {
+		if e.fulfils() {
+			u.mu.Lock()
+			again := s.news != nil && s.state == stateUp
+			s.state, s.failure, s.since, s.news = stateUp, nil, time.Now(), &e
+			u.mu.Unlock()
+			s.outcome(nil)
+			if again {
+				return
+			}
+		}
+		if e.fulfils() || e.Event == "progress" && !strings.HasPrefix(e.Message, "looking up") {
+			u.tell(e)
+		}
+	})
+}
+
+// outcome notes the first one.
+func (s *standing) outcome(err error) {
+	select {
+	case s.first <- err:
+	default:
+	}
+}
+
+// failed notes why and tells it once; the channel says when to try at once.
+func (u *up) failed(s *standing, err error) (again <-chan struct{}) {
+	if err == nil {
+		err = errors.New("it ended")
+	}
+	f := failureOf(err)
+	u.mu.Lock()
+	told := s.failure != nil && s.failure.What == f.What
+	s.state, s.failure = stateFailing, f
+	if !told {
+		s.since = time.Now()
+	}
+	key, again := s.key, s.changed
+	u.mu.Unlock()
+	s.outcome(f)
+	if !told && f != errNoNetwork {
+		u.d.log.Warn("a wish fails; it is tried again", "wish", key, "err", f.What)
+		u.tell(Event{Event: "progress", Message: key + ": " + f.What + "; it is tried again"})
+	}
+	return again
+}
+
+// keep is --keep under `fwd up`: once fulfilled it is the daemon's own.
+func (u *up) keep(ctx context.Context, w wish, emit func(Event)) error {
+	u.applying.Lock()
+	defer u.applying.Unlock()
+	u.mu.Lock()
+	s := u.standing[w.key]
+	if s != nil && s.state == stateEnded {
+		delete(u.standing, w.key)
+		s = nil
+	}
+	u.mu.Unlock()
+	save := func() error { return u.d.state.change(func(f *stateFile) { f.Kept.put(w) }) }
+	switch {
+	case s != nil && s.from == fromConfig:
+		return usage("change it there; fwd up notices", "%s is in %s", w.key, u.path)
+	case s != nil && !s.same(w):
+		if err := u.change(s, w); err != nil {
+			return err
+		}
+	case s == nil:
+		s = u.start(w)
+		var err error
+		select {
+		case <-ctx.Done():
+			err = context.Cause(ctx)
+		case err = <-s.first:
+		}
+		if err != nil {
+			s.stop()
+			<-s.stopped
+			u.mu.Lock()
+			delete(u.standing, w.key)
+			u.mu.Unlock()
+			return err
+		}
+	}
+	if err := save(); err != nil {
+		return err
+	}
+	u.mu.Lock()
+	news := s.news
+	u.mu.Unlock()
+	if news != nil {
+		emit(*news)
+	}
+	emit(Event{Event: "progress", Message: "kept: it stays when this command ends"})
+	return nil
+}
+
+// drop ends what unexpose or disconnect means.
+func (u *up) drop(request any) (found, config bool) {
+	var ending []*standing
+	u.mu.Lock()
+	for key, s := range u.standing {
+		local := ""
+		if s.news != nil {
+			local = s.news.Local
+		}
+		r, isLocal := request.(DisconnectRequest)
+		if s.state == stateEnded || !s.means(request) && !(isLocal && s.connect != nil && meansLocal(r.Local, local, s.connect.Name)) {
+			continue
+		}
+		found = true
+		ending = append(ending, s)
+		s.stop()
+		if s.from == fromConfig {
+			config = true
+			s.state, s.since = stateEnded, time.Now()
+		} else {
+			delete(u.standing, key)
+		}
+	}
+	u.mu.Unlock()
+	for _, s := range ending {
+		<-s.stopped
+	}
+	return found, config
+}
+
+// WishStatus is one wish that the daemon keeps up by itself.
+type WishStatus struct {
+	Wish  string    `json:"wish"`  // "expose nas", "connect web at 127.0.0.1:8080"
+	From  string    `json:"from"`  // config, kept
+	State string    `json:"state"` // trying, up, failing, ended
+	Error string    `json:"error,omitempty"`
+	Since time.Time `json:"since"`
+}
+
+func (u *up) status() []WishStatus {
+	list := []WishStatus{}
+	if u == nil {
+		return list
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, s := range u.standing {
+		w := WishStatus{Wish: s.key, From: s.from, State: s.state, Since: s.since}
+		if s.failure != nil {
+			w.Error = s.failure.What
+		}
+		list = append(list, w)
+	}
+	slices.SortFunc(list, func(a, b WishStatus) int { return strings.Compare(a.Wish, b.Wish) })
+	return list
+}
+
+// reloadConfig carries out `fwd reload`.
+func (d *Daemon) reloadConfig(emit func(Event)) error {
+	if d.up == nil {
+		return fail(ExitFailed, "not-up", "start it so: fwd up, or fwd service install", "the daemon that runs here has no configuration to read")
+	}
+	report, err := d.up.reload()
+	if err != nil {
+		return err
+	}
+	data, err := json.Marshal(report)
+	if err != nil {
+		return fmt.Errorf("encode the answer: %w", err)
+	}
+	emit(Event{Event: "result", Message: report.String(), Result: data})
+	return nil
+}
+
+// unchanged: is the file as it was when it was read last?
+func (u *up) unchanged() bool {
+	data, err := os.ReadFile(u.path)
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return err == nil && bytes.Equal(data, u.data) || errors.Is(err, os.ErrNotExist)
+}

@@ -1,0 +1,350 @@
+package daemon
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// newUp runs `fwd up` in a home; write writes its fwd.toml.
+func newUp(t *testing.T, home Home, request UpRequest) *machine {
+	t.Helper()
+	m := &machine{t, home}
+	started := make(chan struct{})
+	m.run(func(ctx context.Context) error {
+		go func() {
+			for ctx.Err() == nil {
+				if c, err := Dial(ctx, home); err == nil {
+					c.Close()
+					close(started)
+					return
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+		}()
+		return Up(ctx, home, request, func(Event) {})
+	})
+	await(t, started, "fwd up's socket")
+	return m
+}
+
+func newHome(t *testing.T) Home {
+	dir := shortTemp(t)
+	return Home{State: dir, Config: filepath.Join(dir, "fwd.toml")}
+}
+
+func write(t *testing.T, path, format string, args ...any) {
+	t.Helper()
+	// As editors do: a new file in the old one's place.
+	if err := os.WriteFile(path+".new", fmt.Appendf(nil, format, args...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (m *machine) wish(key string) WishStatus {
+	for _, w := range m.status().Wishes {
+		if w.Wish == key {
+			return w
+		}
+	}
+	return WishStatus{}
+}
+
+func (m *machine) wishIs(key, state string) {
+	m.t.Helper()
+	eventually(m.t, key+" is "+state, func() bool { return m.wish(key).State == state })
+}
+
+func (m *machine) reload() Reloaded {
+	m.t.Helper()
+	events := m.must(ReloadRequest{})
+	var r Reloaded
+	if err := json.Unmarshal(events[len(events)-1].Result, &r); err != nil {
+		m.t.Fatal(err)
+	}
+	return r
+}
+
+// A talk is a connection that is held open; say proves that it still is.
+type talk struct {
+	t *testing.T
+	c net.Conn
+	r *bufio.Reader
+}
+
+func newTalk(t *testing.T, network, addr string) *talk {
+	t.Helper()
+	c, err := net.Dial(network, addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return &talk{t, c, bufio.NewReader(c)}
+}
+
+func (k *talk) say(word string) {
+	k.t.Helper()
+	k.c.SetDeadline(time.Now().Add(patience))
+	fmt.Fprintln(k.c, word)
+	if got, err := k.r.ReadString('\n'); err != nil || got != word+"\n" {
+		k.t.Fatalf("said %q, got %q, %v", word, got, err)
+	}
+}
+
+// echo is a service that repeats each byte at once.
+func echo(t *testing.T, network, addr string) string {
+	t.Helper()
+	l, err := net.Listen(network, addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				io.Copy(c, c)
+			}()
+		}
+	}()
+	return l.Addr().String()
+}
+
+func TestReloadChangesTheDifferenceAndDropsNoSession(t *testing.T) {
+	_, first := newRelay(t)
+	one, two := echo(t, "tcp", "127.0.0.1:0"), echo(t, "tcp", "127.0.0.1:0")
+	nasHome, laptopHome := newHome(t), newHome(t)
+	write(t, nasHome.Config, "name = 'nas-box'\n[[expose]]\ntarget = %q\nname = 'one'\n[[expose]]\ntarget = %q\nname = 'two'\n", one, one)
+	nas := newUp(t, nasHome, UpRequest{Invite: first})
+	nas.wishIs("expose one", stateUp)
+
+	write(t, laptopHome.Config, "[[connect]]\nservice = 'one'\nlocal = '127.0.0.1:0'\n")
+	laptop := newUp(t, laptopHome, UpRequest{Invite: nas.invite()})
+	laptop.wishIs("connect one at 127.0.0.1:0", stateUp)
+	held := newTalk(t, "tcp", laptop.status().Forwards[0].Local)
+	held.say("before")
+
+	// At the entry: one more, and another kind of path for the first.
+	port := freePort(t)
+	write(t, laptopHome.Config, "[log]\nlevel = 'debug'\n[[connect]]\nservice = 'one'\nlocal = '127.0.0.1:0'\npath = 'relay'\n[[connect]]\nservice = 'two'\nlocal = %q\n", port)
+	r := laptop.reload()
+	if !slices.Equal(r.Added, []string{"connect two at 127.0.0.1:" + port}) || len(r.Removed) > 0 || !slices.Equal(r.Changed, []string{"connect one at 127.0.0.1:0"}) {
+		t.Errorf("reload says %+v", r)
+	}
+	held.say("after the entry's reload")
+	laptop.wishIs("connect two at 127.0.0.1:"+port, stateUp)
+	newTalk(t, "tcp", "127.0.0.1:"+port).say("the new one")
+
+	// At the exit: another target and list for the first, the second gone.
+	write(t, nasHome.Config, "name = 'nas-box'\n[[expose]]\ntarget = %q\nname = 'one'\nallow = ['members', 'tag:x']\n[limits]\nhold = '1h'", two)
+	r = nas.reload()
+	if len(r.Added) > 0 || !slices.Equal(r.Removed, []string{"expose two"}) || !slices.Equal(r.Changed, []string{"expose one"}) || !slices.Equal(r.Restart, []string{"limits"}) {
+		t.Errorf("reload says %+v", r)
+	}
+	held.say("after the exit's reload")
+	if s := nas.status().Services; len(s) != 1 || s[0].Target != two || s[0].From != fromConfig {
+		t.Errorf("services are %+v", s)
+	}
+
+	// A file with a mistake changes nothing and is told.
+	write(t, nasHome.Config, "[[exposse]]\ntarget = '22'\n")
+	_, err := nas.call(ReloadRequest{})
+	if f := failureOf(err); f.Exit != ExitUsage || !strings.Contains(f.What, "fwd.toml:1: ") {
+		t.Errorf("reload of a mistake: %v", err)
+	}
+	held.say("after the mistake")
+
+	// Nobody has to say reload, and who may no longer is cut.
+	write(t, nasHome.Config, "[[expose]]\ntarget = %q\nname = 'one'\nallow = ['vps']", two)
+	eventually(t, "the file is noticed", func() bool { return slices.Equal(nas.status().Services[0].Allow, []string{"vps"}) })
+	held.c.SetDeadline(time.Now().Add(patience))
+	if _, err := held.r.ReadByte(); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("who may no longer use it reads %v", err)
+	}
+}
+
+func TestAWishThatFailsIsTriedAgain(t *testing.T) {
+	relay, first := newRelay(t)
+	home := newHome(t)
+	local := filepath.Join(home.State, "l.sock")
+	write(t, home.Config, "[[connect]]\nservice = 'late'\nlocal = 'unix:%s'\n", local)
+	laptop := newUp(t, home, UpRequest{})
+	key := "connect late at unix:" + local
+	laptop.wishIs(key, stateFailing) // in no network
+
+	laptop.must(JoinRequest{Invite: first})
+	eventually(t, "the name is unknown", func() bool { return strings.Contains(laptop.wish(key).Error, `no service "late"`) })
+	target := filepath.Join(home.State, "t.sock")
+	echo(t, "unix", target)
+	relay.hold(ExposeRequest{Target: "unix:" + target, Name: "late"}, "exposed")
+	laptop.wishIs(key, stateUp)
+	newTalk(t, "unix", local).say("from socket to socket")
+}
+
+func TestKeptWishesOutliveTheirTerminalAndTheDaemon(t *testing.T) {
+	_, first := newRelay(t)
+	home := newHome(t)
+	target := echo(t, "tcp", "127.0.0.1:0")
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- Up(ctx, home, UpRequest{Invite: first}, func(Event) {}) }()
+	nas := &machine{t, home}
+	eventually(t, "fwd up has joined", func() bool {
+		_, err := nas.call(PeersRequest{})
+		return err == nil
+	})
+
+	// The command ends, the service stays.
+	events := nas.must(ExposeRequest{Target: target, Name: "nas", Keep: true})
+	if !slices.ContainsFunc(events, func(e Event) bool { return e.Event == "exposed" }) {
+		t.Errorf("expose --keep says %+v", events)
+	}
+	nas.must(ExposeRequest{Target: target, Name: "other", Keep: true})
+	if _, err := nas.call(ExposeRequest{Target: "unix:relative", Keep: true}); failureOf(err).Exit != ExitUsage {
+		t.Errorf("a mistake is kept: %v", err)
+	}
+	if s := nas.status(); len(s.Services) != 2 || s.Services[0].From != fromKept || len(s.Wishes) != 2 {
+		t.Errorf("status is %+v %+v", s.Services, s.Wishes)
+	}
+	nas.must(UnexposeRequest{Name: "other"})
+	stop()
+	await(t, ended, "fwd up's end")
+
+	// Kept by a command that holds it itself, where fwd up does not run.
+	back := make(chan struct{})
+	ctx, stop = context.WithCancel(context.Background())
+	go func() { ended <- run(ctx, home, options{ready: func() { close(back) }}) }()
+	await(t, back, "a background daemon")
+	_, end := nas.hold(ExposeRequest{Target: target, Name: "third", Keep: true}, "exposed")
+	end()
+	eventually(t, "it ends with its terminal", func() bool { return len(nas.status().Services) == 0 })
+	stop()
+	await(t, ended, "the background daemon's end")
+
+	// Without a daemon it can be taken back.
+	if found, err := Forget(home, UnexposeRequest{Name: "other"}); found || err != nil {
+		t.Errorf("other was not taken back: %v, %v", found, err)
+	}
+	up := newUp(t, home, UpRequest{})
+	up.wishIs("expose nas", stateUp)
+	up.wishIs("expose third", stateUp)
+	up.must(UnexposeRequest{Name: "third"})
+	eventually(t, "one is left", func() bool { return len(up.status().Wishes) == 1 && len(up.status().Services) == 1 })
+}
+
+func TestUnexposeOfTheFilesOwnLastsUntilItIsReadAgain(t *testing.T) {
+	_, first := newRelay(t)
+	home := newHome(t)
+	write(t, home.Config, "[[expose]]\ntarget = 'localhost:9'\nname = 'nas'\n")
+	nas := newUp(t, home, UpRequest{Invite: first})
+	nas.wishIs("expose nas", stateUp)
+	events := nas.must(UnexposeRequest{Name: "nas"})
+	if len(events) != 1 || !strings.Contains(events[0].Message, "fwd.toml still has it") {
+		t.Errorf("unexpose says %d events", len(events))
+	}
+	nas.wishIs("expose nas", stateEnded)
+	if _, err := nas.call(ExposeRequest{Target: "localhost:8", Name: "nas", Keep: true}); err != nil {
+		t.Errorf("its name is not free: %v", err)
+	}
+	nas.must(UnexposeRequest{Name: "nas"})
+	nas.reload()
+	nas.wishIs("expose nas", stateUp)
+}
+
+func TestUpJoinsByTheFilesInvite(t *testing.T) {
+	_, first := newRelay(t)
+	home := newHome(t)
+	write(t, filepath.Join(home.State, "code"), "%s\n", first)
+	write(t, home.Config, "name = 'attic'\ninvite_file = 'code'\n")
+	m := newUp(t, home, UpRequest{})
+	eventually(t, "it has joined by its name", func() bool { return m.status().Name == "attic" })
+
+	bad := newHome(t)
+	write(t, bad.Config, "invite_file = 'code'\n")
+	err := Up(t.Context(), bad, UpRequest{}, func(Event) {})
+	if failureOf(err).Exit != ExitUsage {
+		t.Errorf("without the file: %v", err)
+	}
+	err = Up(t.Context(), newHome(t), UpRequest{Invite: "fwd1nonsense"}, func(Event) {})
+	if failureOf(err).Exit != ExitRefused {
+		t.Errorf("with a bad invite: %v", err)
+	}
+	err = Up(t.Context(), newHome(t), UpRequest{Config: filepath.Join(home.State, "none.toml")}, func(Event) {})
+	if failureOf(err).Exit != ExitUsage {
+		t.Errorf("with a configuration that is not there: %v", err)
+	}
+}
+
+func TestTheFileMakesARelay(t *testing.T) {
+	home := newHome(t)
+	port := freePort(t)
+	write(t, home.Config, "name = 'vps'\n[relay]\nlisten = ['127.0.0.1:%s']\nannounce = ['127.0.0.1']\nuses = 3\nmonthly = '1GB'\n", port)
+	invites := make(chan string, 1)
+	m := &machine{t, home}
+	m.run(func(ctx context.Context) error {
+		return Up(ctx, home, UpRequest{}, func(e Event) {
+			if e.Event == "invite" {
+				invites <- e.Invite
+			}
+		})
+	})
+	laptop := newMachine(t)
+	laptop.must(JoinRequest{Invite: await(t, invites, "the first invite"), As: "laptop"})
+	if s := m.status(); s.Relaying == nil || s.Name != "vps" {
+		t.Errorf("status is %+v", s)
+	}
+	write(t, home.Config, "name = 'vps'\n[relay]\nlisten = ['127.0.0.1:%s']\nannounce = ['127.0.0.2']\n", port)
+	if r := m.reload(); !slices.Equal(r.Restart, []string{"relay"}) {
+		t.Errorf("reload says %+v", r)
+	}
+}
+
+func TestAKeptRelayRelaysUnderUp(t *testing.T) {
+	home := newHome(t)
+	port := freePort(t)
+	if err := KeepRelay(home, &RelayRequest{Listen: []string{"127.0.0.1:" + port}, Announce: []string{"127.0.0.1"}, Name: "vps", Invite: "gone"}); err != nil {
+		t.Fatal(err)
+	}
+	m := newUp(t, home, UpRequest{})
+	eventually(t, "it relays", func() bool { s := m.status(); return s.Relaying != nil && s.Name == "vps" })
+}
+
+func TestStandardInputAndOutputOfAMachineIsItsSSH(t *testing.T) {
+	_, first := newRelay(t)
+	nas, laptop := newMachine(t), newMachine(t)
+	nas.must(JoinRequest{Invite: first, As: "nas-box"})
+	laptop.must(JoinRequest{Invite: nas.invite(), As: "laptop"})
+	nas.hold(ExposeRequest{Target: echo(t, "tcp", "127.0.0.1:0"), Name: "ssh"}, "exposed")
+	for _, name := range []string{"nas-box", "nas-box.fwd", "ssh.nas-box", "ssh"} {
+		c, err := Dial(t.Context(), laptop.home)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := c.Stream(t.Context(), ConnectRequest{Name: name, Local: "-"}, nil)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		(&talk{t, conn, bufio.NewReader(conn)}).say("hello")
+		conn.Close()
+	}
+	if _, err := laptop.call(ConnectRequest{Name: "nas-box", Local: "0"}); failureOf(err).Exit != ExitUnknownName {
+		t.Errorf("with a port of its own a machine's name means nothing: %v", err)
+	}
+}

@@ -1,0 +1,92 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"net"
+
+	"fwd/forward"
+)
+
+// A wish is one expose or connect that no terminal holds: the daemon keeps it
+// up. Its key says which one it is when fwd.toml is read again; everything
+// else about it can change while its connections go on.
+type wish struct {
+	key     string
+	from    string
+	expose  *ExposeRequest // one of the two
+	connect *ConnectRequest
+}
+
+// Whence a wish is, as status tells it.
+const (
+	fromCommand = "command" // somebody's terminal holds it
+	fromKept    = "kept"
+	fromConfig  = "config"
+)
+
+func exposeWish(r ExposeRequest, from string) wish {
+	r.Keep = false
+	return wish{key: "expose " + exposeName(r), from: from, expose: &r}
+}
+
+// connectWish: the local address as it is printed is part of which one it is.
+func connectWish(r ConnectRequest, from string) wish {
+	r.Keep, r.Timeout = false, 0 // an offline machine is waited for
+	key := "connect " + r.Name
+	if local, err := forward.ParseLocal(r.Local); err == nil && !local.Auto() {
+		key += " at " + local.String()
+	}
+	return wish{key: key, from: from, connect: &r}
+}
+
+// exposeName is what the service is called.
+func exposeName(r ExposeRequest) string {
+	if r.Name != "" {
+		return r.Name
+	}
+	target, err := forward.ParseTarget(r.Target)
+	if err != nil {
+		return ""
+	}
+	return target.DefaultName()
+}
+
+// fulfil does what is wished until ctx ends or it cannot be.
+func (w wish) fulfil(ctx context.Context, d *Daemon, emit func(Event)) error {
+	if w.expose != nil {
+		return d.expose(ctx, *w.expose, w.from, emit)
+	}
+	return d.connect(ctx, *w.connect, w.from, emit, nil)
+}
+
+// fulfils: the event that says so.
+func (e Event) fulfils() bool { return e.Event == "exposed" || e.Event == "listening" }
+
+// same: nothing about it has changed.
+func (w wish) same(o wish) bool {
+	a, _ := json.Marshal([]any{w.expose, w.connect})
+	b, _ := json.Marshal([]any{o.expose, o.connect})
+	return string(a) == string(b)
+}
+
+// means: is w what an unexpose or disconnect names?
+func (w wish) means(request any) bool {
+	switch r := request.(type) {
+	case UnexposeRequest:
+		return w.expose != nil && exposeName(*w.expose) == r.Name
+	case DisconnectRequest:
+		if w.connect == nil {
+			return false
+		}
+		local, err := forward.ParseLocal(w.connect.Local)
+		return err == nil && meansLocal(r.Local, local.String(), w.connect.Name)
+	}
+	return false
+}
+
+// meansLocal: a forward is named by its local address, its port alone, or its service.
+func meansLocal(word, local, service string) bool {
+	_, port, _ := net.SplitHostPort(local)
+	return word != "" && (word == local || word == port || word == service)
+}
