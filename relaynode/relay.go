@@ -11,7 +11,7 @@
 //   - circuits (libp2p circuit-relay v2) from member to member, without the
 //     stock limits on bytes and time, and within the Limits the owner sets;
 //   - a rendezvous point (/fwd/rendezvous/1): who is where, see docs/rendezvous.md;
-//   - reflection (/fwd/reflect/1): the address a peer is seen at.
+//   - reflection (/fwd/reflect/1 and plain UDP): the address a peer is seen at.
 //
 // What happens to one circuit: the exposing peer reserves; the connecting peer
 // asks for it; the access list is asked about both; the bytes of the two
@@ -86,6 +86,8 @@ type Relay struct {
 	stats *counters
 	older *older
 
+	reflector *reflector
+
 	mu       sync.Mutex
 	ended    bool             // Serve takes no more streams
 	handlers sync.WaitGroup   // streams of our own protocols
@@ -109,6 +111,7 @@ func New(h host.Host, cfg Config) (*Relay, error) {
 	r := &Relay{host: h, cfg: cfg, stats: new(counters), served: make(map[peer.ID]bool)}
 	r.meter = newMeter(cfg.Limits, cfg.Usage, cfg.Now)
 	r.gate = newGate()
+	r.reflector = newReflector(cfg.Now)
 	p, err := newPoint(cfg.Network, r.admit, r.gate, cfg.Now)
 	if err != nil {
 		return nil, err
@@ -146,12 +149,14 @@ func (r *Relay) Serve(ctx context.Context) error {
 	net := r.host.Network()
 	bundle := &network.NotifyBundle{DisconnectedF: r.disconnected}
 	net.Notify(bundle)
+	r.reflector.open(net.ListenAddresses(), r.cfg.Log)
 	r.serveStreams(ctx, ProtocolRendezvous, r.point.handle)
 	r.serveStreams(ctx, ProtocolReflect, r.reflect)
 
-	var wg sync.WaitGroup // both end with ctx
+	var wg sync.WaitGroup // all end with ctx
 	wg.Go(func() { r.sweep(ctx) })
 	wg.Go(func() { r.older.serve(ctx, net) })
+	wg.Go(func() { r.reflector.serve(ctx) })
 
 	<-ctx.Done()
 	r.mu.Lock()

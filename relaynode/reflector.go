@@ -1,0 +1,218 @@
+package relaynode
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
+	"golang.org/x/time/rate"
+)
+
+// Reflection by plain UDP, so that a peer learns what its NAT makes of single packets: does another of
+// our ports see another address (mapping), are the ports of fresh sockets in a row (prediction), does an
+// answer from a port that was not asked get in (filtering)? Packets, sizes in bytes:
+//
+//	request  0x11 ‖ nonce (16) ‖ token (16) ‖ extra (1) ‖ port (2) ‖ zeros, 80 in all
+//	answer   0x12 ‖ nonce (16) ‖ the sender's IP as 16, then port (2), both xor nonce; 35 in all
+//
+// extra 0: nothing; 1: the answer is sent once more, from a port that nobody sends to; 2: it is sent
+// once more, to that port of the sender's IP. Two answers are shorter than the request, so this amplifies
+// nothing; the token is bound to the IP and given to members alone, so a stranger gets no answer at all.
+// The first byte marks it as no QUIC, for a peer asks from its QUIC socket, too. The address is xored
+// because some NATs rewrite addresses that they find in packets.
+const (
+	kindRequest  = 0x11
+	kindAnswer   = 0x12
+	nonceSize    = 16
+	tokenSize    = 16
+	requestSize  = 80
+	answerSize   = 1 + nonceSize + 16 + 2
+	extraOther   = 1                // also from our other port
+	extraPort    = 2                // also to another port of the sender
+	reflectRate  = 2000             // answers a second, all peers: 70 kB
+	reflectBurst = 2000             // a network's peers wake up together
+	tokenSlot    = 10 * time.Minute // a token lives one to two of them; peers ask anew every 5 min
+)
+
+// reflector answers requests on one UDP port for each address family.
+type reflector struct {
+	secret [32]byte
+	now    func() time.Time
+	limit  *rate.Limiter
+
+	sockets []reflectorSockets // set by open, before anyone asks
+
+	mu    sync.Mutex
+	ports map[bool]uint16 // by "is IPv4"
+}
+
+// reflectorSockets are the one that is asked and the one that nobody sends to.
+type reflectorSockets struct{ main, other *net.UDPConn }
+
+func newReflector(now func() time.Time) *reflector {
+	r := &reflector{now: now, limit: rate.NewLimiter(reflectRate, reflectBurst), ports: make(map[bool]uint16)}
+	rand.Read(r.secret[:])
+	return r
+}
+
+// permission is the port (2) and the token for requests from ip; nil: nobody answers.
+func (r *reflector) permission(ip net.IP) []byte {
+	a, ok := netip.AddrFromSlice(ip)
+	if !ok {
+		return nil
+	}
+	a = a.Unmap()
+	r.mu.Lock()
+	port := r.ports[a.Is4()]
+	r.mu.Unlock()
+	if port == 0 {
+		return nil
+	}
+	token := r.token(a, r.slot())
+	return append(binary.BigEndian.AppendUint16(nil, port), token[:]...)
+}
+
+func (r *reflector) slot() uint64 { return uint64(r.now().Unix() / int64(tokenSlot/time.Second)) }
+
+func (r *reflector) token(a netip.Addr, slot uint64) (t [tokenSize]byte) {
+	mac := hmac.New(sha256.New, r.secret[:])
+	ip := a.As16()
+	mac.Write(ip[:])
+	mac.Write(binary.BigEndian.AppendUint64(nil, slot))
+	copy(t[:], mac.Sum(nil))
+	return t
+}
+
+// answer reads a request; ok is false if it deserves none.
+func (r *reflector) answer(packet []byte, from netip.AddrPort) (answer []byte, extra byte, port uint16, ok bool) {
+	if len(packet) != requestSize || packet[0] != kindRequest {
+		return nil, 0, 0, false
+	}
+	nonce, token, rest := packet[1:1+nonceSize], packet[1+nonceSize:1+nonceSize+tokenSize], packet[1+nonceSize+tokenSize:]
+	ip := from.Addr().Unmap()
+	now, before := r.token(ip, r.slot()), r.token(ip, r.slot()-1)
+	if !hmac.Equal(token, now[:]) && !hmac.Equal(token, before[:]) {
+		return nil, 0, 0, false
+	}
+	if !r.limit.Allow() {
+		return nil, 0, 0, false
+	}
+	seen := ip.As16()
+	answer = append(append([]byte{kindAnswer}, nonce...), seen[:]...)
+	answer = binary.BigEndian.AppendUint16(answer, from.Port())
+	for i, b := range answer[1+nonceSize:] {
+		answer[1+nonceSize+i] = b ^ nonce[i%nonceSize]
+	}
+	return answer, rest[0], binary.BigEndian.Uint16(rest[1:3]), true
+}
+
+// open listens beside each QUIC address that the host listens on: at the next port or, if that is taken,
+// at any.
+func (r *reflector) open(listening []ma.Multiaddr, log *slog.Logger) {
+	for _, v4 := range []bool{true, false} {
+		at, ok := quicAddr(listening, v4)
+		if !ok {
+			continue
+		}
+		main, other, err := listenBeside(at)
+		if err != nil {
+			log.Warn("no UDP reflection: peers may not learn how their NAT maps ports", "beside", at, "err", err)
+			continue
+		}
+		r.sockets = append(r.sockets, reflectorSockets{main, other})
+		port := main.LocalAddr().(*net.UDPAddr).AddrPort().Port()
+		log.Debug("reflecting", "udp", port)
+		r.mu.Lock()
+		r.ports[v4] = port
+		r.mu.Unlock()
+	}
+}
+
+// serve answers on what open opened, until ctx ends.
+func (r *reflector) serve(ctx context.Context) {
+	var wg sync.WaitGroup
+	for _, s := range r.sockets {
+		wg.Go(func() { r.reply(s) })
+	}
+	<-ctx.Done()
+	for _, s := range r.sockets {
+		s.main.Close()
+		s.other.Close()
+	}
+	wg.Wait()
+}
+
+// reply answers until its socket is closed.
+func (r *reflector) reply(s reflectorSockets) {
+	b := make([]byte, requestSize+1)
+	for {
+		n, from, err := s.main.ReadFromUDPAddrPort(b)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			continue // an ICMP error about an earlier answer
+		}
+		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+		answer, extra, port, ok := r.answer(b[:n], from)
+		if !ok {
+			continue
+		}
+		s.main.WriteToUDPAddrPort(answer, from)
+		switch {
+		case extra == extraOther:
+			s.other.WriteToUDPAddrPort(answer, from)
+		case extra == extraPort && port != 0:
+			s.main.WriteToUDPAddrPort(answer, netip.AddrPortFrom(from.Addr(), port))
+		}
+	}
+}
+
+// listenBeside opens the port after at's, and any other one.
+func listenBeside(at netip.AddrPort) (main, other *net.UDPConn, err error) {
+	family := "udp6"
+	if at.Addr().Is4() {
+		family = "udp4"
+	}
+	listen := func(port uint16) (*net.UDPConn, error) {
+		return net.ListenUDP(family, net.UDPAddrFromAddrPort(netip.AddrPortFrom(at.Addr(), port)))
+	}
+	if main, err = listen(at.Port() + 1); err != nil {
+		if main, err = listen(0); err != nil {
+			return nil, nil, err
+		}
+	}
+	if other, err = listen(0); err != nil {
+		main.Close()
+		return nil, nil, err
+	}
+	return main, other, nil
+}
+
+// quicAddr is the first QUIC address of that family among the host's.
+func quicAddr(listening []ma.Multiaddr, v4 bool) (netip.AddrPort, bool) {
+	for _, a := range listening {
+		if _, err := a.ValueForProtocol(ma.P_QUIC_V1); err != nil {
+			continue
+		}
+		udp, _ := ma.SplitFunc(a, func(c ma.Component) bool { return c.Protocol().Code == ma.P_QUIC_V1 })
+		n, err := manet.ToNetAddr(udp)
+		if err != nil {
+			continue
+		}
+		if at := n.(*net.UDPAddr).AddrPort(); at.Addr().Unmap().Is4() == v4 {
+			return netip.AddrPortFrom(at.Addr().Unmap(), at.Port()), true
+		}
+	}
+	return netip.AddrPort{}, false
+}
