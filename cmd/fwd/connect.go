@@ -97,7 +97,7 @@ func (a *app) listening(e daemon.Event, again bool) {
 // Empty where there is nothing that everybody would.
 func usage(service string, port int, local string) string {
 	host, lport, err := net.SplitHostPort(local)
-	if err != nil {
+	if err != nil || strings.HasPrefix(local, "unix:") {
 		return ""
 	}
 	if ip := net.ParseIP(host); ip != nil && (ip.IsLoopback() || ip.IsUnspecified()) {

@@ -14,9 +14,11 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -65,6 +67,12 @@ func (a *app) demo(ctx context.Context) (err error) {
 	if err != nil {
 		return failed("set TMPDIR to a folder that can be written", "%v", err)
 	}
+	// Piped into head, the demo still cleans up: with this a write to a closed pipe
+	// fails instead of ending the process.
+	pipe := make(chan os.Signal, 1)
+	signal.Notify(pipe, syscall.SIGPIPE)
+	defer signal.Stop(pipe)
+
 	d := &demo{app: a, ctx: ctx, exe: exe, dir: dir, began: time.Now()}
 	defer func() {
 		d.end()

@@ -67,12 +67,27 @@ func words(min, max int) cobra.PositionalArgs {
 
 func noArgs(cmd *cobra.Command, args []string) error { return words(0, 0)(cmd, args) }
 
+// atMostOne refuses flags that mean different things.
+func atMostOne(cmd *cobra.Command, names ...string) error {
+	var given []string
+	for _, name := range names {
+		if cmd.Flags().Changed(name) {
+			given = append(given, "--"+name)
+		}
+	}
+	if len(given) > 1 {
+		return usageError(cmd.CommandPath()+" "+given[0], "%s: %s do not go together", cmd.CommandPath(), strings.Join(given, " and "))
+	}
+	return nil
+}
+
 // unknownCommand says that the first word is none, and which is like it.
 func unknownCommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
 	hint := cmd.CommandPath() + " --help"
+	cmd.SuggestionsMinimumDistance = 2 // two letters wrong or exchanged
 	if like := cmd.SuggestionsFor(args[0]); len(like) > 0 {
 		hint = cmd.CommandPath() + " " + like[0]
 	}

@@ -125,9 +125,13 @@ fwd invite --replace laptop         # it was set up anew and lost its key`,
 	cmd.Flags().BoolVar(&req.Admin, "admin", false, "a member who may also invite, revoke and rename")
 	cmd.Flags().StringSliceVar(&req.Tags, "tag", nil, "mark it with `TAG`,… for --allow tag:TAG")
 	cmd.Flags().StringVar(&req.Replace, "replace", "", "take the place of `PEER`, with its name, grants and tags")
-	cmd.MarkFlagsMutuallyExclusive("only", "device", "relay")
-	cmd.MarkFlagsMutuallyExclusive("only", "admin")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := atMostOne(cmd, "only", "device", "relay"); err != nil {
+			return err
+		}
+		if err := atMostOne(cmd, "only", "admin"); err != nil {
+			return err
+		}
 		req.Expires, req.For = time.Duration(*expires), time.Duration(*access)
 		if req.Uses < 0 {
 			return usageError(usageLine(cmd)+" --uses 1", "--uses %d: a code is for one machine or more", req.Uses)

@@ -79,7 +79,6 @@ fwd demo                       # all of it on this machine, in ten seconds`,
 		SilenceUsage:      true,
 	}
 	root.PersistentFlags().Bool("json", false, "print JSON: one object for a listing, one a line for what lasts")
-	root.SuggestionsMinimumDistance = 2
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetHelpCommand(newHelp(a))
 	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { printHelp(a.out.stdout, cmd) })

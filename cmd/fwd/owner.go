@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/base64"
 	"encoding/json"
 	"io"
 	"os"
@@ -51,7 +50,7 @@ for, or read from --passphrase-file or FWD_PASSPHRASE.`,
 				a.tell(e)
 				return
 			}
-			a.out.answer("%s", base64.StdEncoding.EncodeToString(backup))
+			a.out.answer("%s", strings.TrimSpace(string(backup)))
 			a.out.story("who has this and the passphrase owns the network; to restore it: fwd owner import FILE")
 		})
 	}
@@ -87,15 +86,11 @@ input. This machine then owns the network, and the one that did no longer does.`
 		if err != nil {
 			return err
 		}
-		backup, err := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(text), ""))
-		if err != nil || len(backup) == 0 {
-			return usageError("give the whole text that \"fwd owner export\" printed", "this is no backup of a network's key")
-		}
 		passphrase, err := a.passphrase(file, false)
 		if err != nil {
 			return err
 		}
-		return a.ask(cmd.Context(), daemon.OwnerImportRequest{Backup: backup, Passphrase: passphrase}, a.tell)
+		return a.ask(cmd.Context(), daemon.OwnerImportRequest{Backup: []byte(text), Passphrase: passphrase}, a.tell)
 	}
 	return cmd
 }

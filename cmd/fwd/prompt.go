@@ -46,12 +46,12 @@ func (a *app) promptHidden(question string) (string, error) {
 func readSecret(path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return "", usageError("", "%v", err)
+		return "", usageError("name a file that this user can read", "%v", err)
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxSecret))
 	if err != nil {
-		return "", usageError("", "%v", err)
+		return "", usageError("name a file that this user can read", "%v", err)
 	}
 	return strings.TrimSpace(string(b)), nil
 }

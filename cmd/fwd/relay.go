@@ -56,7 +56,7 @@ fwd relay --listen 4001 --listen 443 --announce vps.example.org`,
 }
 
 func (a *app) relay(ctx context.Context, req daemon.RelayRequest) error {
-	return daemon.Run(ctx, a.home, req, func(e daemon.Event) {
+	err := daemon.Run(ctx, a.home, req, func(e daemon.Event) {
 		switch {
 		case a.out.json:
 			a.tell(e)
@@ -69,6 +69,10 @@ func (a *app) relay(ctx context.Context, req daemon.RelayRequest) error {
 			a.tell(e)
 		}
 	})
+	if err == nil {
+		err = ctx.Err() // a relay has no end of its own
+	}
+	return err
 }
 
 // invited prints a code, which is the answer, and its story.
