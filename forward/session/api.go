@@ -28,6 +28,9 @@ type Config struct {
 	// Open opens a lane stream to p by the best path there is now, making one if it must.
 	// avoid, if not nil, is a stream whose path has gone silent: another path is wanted.
 	Open func(ctx context.Context, p peer.ID, avoid Stream) (Stream, error)
+	// Silent is told of a stream that p attached to us and that has gone silent while something was owed: p alone can
+	// attach anew, but may not have noticed. It is told once a stream, must not wait, and may be nil.
+	Silent func(p peer.ID, s Stream)
 	// Authorize says whether p may attach at all. It is asked at each attach, first of all.
 	// Nil admits nobody.
 	Authorize func(p peer.ID) error
@@ -35,6 +38,8 @@ type Config struct {
 	Log *slog.Logger
 	// Hold is how long sessions outlive their path. Zero: DefaultHold.
 	Hold time.Duration
+	// HoldFor is the same for the sessions of one service that is offered here, if less than Hold. Zero: Hold. May be nil.
+	HoldFor func(service string) time.Duration
 	// Budget bounds the replay rings of all lanes together, in bytes. Zero: DefaultBudget.
 	Budget int64
 	// Now is the clock that measures outages. Nil: one that also counts sleep, where the system has it.

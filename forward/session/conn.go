@@ -171,6 +171,7 @@ func (c *Conn) queue(n int) error {
 func (c *Conn) count(which *atomic.Int64, n int) {
 	which.Add(int64(n))
 	c.lane.moved.Add(int64(n))
+	c.lane.watching.stir()
 	if c.total() >= c.bulky.Load() {
 		c.bulky.Store(1 << 62)
 		c.bulkAt.Store(c.lane.link.e.now().UnixNano())

@@ -383,6 +383,31 @@ func (e *Endpoint) Renew(p peer.ID) {
 	}
 }
 
+// Probe asks each stream to p for a sign of life now: somebody who knows says that p waits in vain.
+func (e *Endpoint) Probe(p peer.ID) {
+	for _, k := range e.links() {
+		if k.peer != p {
+			continue
+		}
+		for _, l := range k.all() {
+			l.watching.askProbe()
+		}
+	}
+}
+
+// End resets the session of that ID, and says whether there was one.
+func (e *Endpoint) End(id string, why error) bool {
+	for _, k := range e.links() {
+		for _, c := range k.sessions() {
+			if c.id.String() == id {
+				c.cut(why)
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // Cut resets the sessions that match; role is ours, "entry" or "exit". match is also asked with service ""
 // about each link as a whole: if it says yes, the link fails.
 func (e *Endpoint) Cut(match func(p peer.ID, service, role string) bool, why error) {

@@ -415,6 +415,13 @@ func (k *link) quietLocked() bool {
 	return true
 }
 
+// silent tells of a stream of the peer's that has gone silent.
+func (k *link) silent(s Stream) {
+	if f := k.e.cfg.Silent; f != nil {
+		f(k.peer, s)
+	}
+}
+
 // farEnd takes the peer's END.
 func (k *link) farEnd(reason byte) {
 	err := errFar

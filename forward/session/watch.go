@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -15,7 +16,10 @@ const (
 	minSilence  = time.Second            // before a path is suspect; with 4 RTT, what TCP allows before it resends twice
 	probeIdle   = 15 * time.Second       // NAT mappings live 30 s
 	probeActive = 3 * time.Second        // as Tailscale's heartbeat
+	probeFlow   = 500 * time.Millisecond // after bytes that were flowing have stopped; with 2 RTT
 	activeFor   = time.Minute            // after the last application byte
+	flowFor     = 5 * time.Second        // after it the exit asks, too
+	asleepFor   = 2 * time.Second        // more than any pause between looks while bytes flow
 	lookEvery   = 250 * time.Millisecond // while bytes are unacknowledged
 	giveUpBusy  = 10 * time.Second       // exit: silence with unacknowledged bytes
 	giveUpIdle  = 45 * time.Second       // three idle probes of the entry's
@@ -33,12 +37,14 @@ const (
 
 // watcher is the state of a lane's watch.
 type watcher struct {
-	kick chan struct{} // look now
+	kick   chan struct{} // look now
+	asleep atomic.Bool   // for asleepFor and longer: it would miss that bytes begin to flow
 
 	mu      sync.Mutex
 	idle    bool // asleep until a probe is due
 	renew   bool // attach anew
 	renewed time.Time
+	probe   bool      // ask for a sign of life now
 	attempt func()    // calls off the attempt under way
 	began   time.Time // of that attempt
 	broken  []time.Time
@@ -49,8 +55,9 @@ type watcher struct {
 	last    time.Time // bytes came
 	pending time.Time // bytes became unacknowledged after last
 	moved   int64
-	active  time.Time // application bytes moved
-	pinged  bool      // for this silence
+	active  time.Time   // application bytes moved
+	pinged  bool        // for this silence
+	told    *attachment // of whose silence Config.Silent knows
 	retry   time.Time
 	pause   time.Duration
 
@@ -74,6 +81,21 @@ func (w *watcher) nudgeIdle() {
 	if idle {
 		w.nudge()
 	}
+}
+
+// stir wakes the watch when application bytes move.
+func (w *watcher) stir() {
+	if w.asleep.Load() && w.asleep.CompareAndSwap(true, false) {
+		w.nudge()
+	}
+}
+
+// askProbe has the lane's stream asked for a sign of life.
+func (w *watcher) askProbe() {
+	w.mu.Lock()
+	w.probe = true
+	w.mu.Unlock()
+	w.nudge()
 }
 
 // askRenew has the lane attach anew; the far side's wish is heeded once a second.
@@ -139,6 +161,7 @@ func (l *lane) watch() {
 		w.mu.Lock()
 		w.idle = wait > lookEvery
 		w.mu.Unlock()
+		w.asleep.Store(wait >= asleepFor)
 		timer.Reset(wait)
 	}
 }
@@ -152,8 +175,8 @@ func (l *lane) look() time.Duration {
 	l.mu.Unlock()
 
 	w.mu.Lock()
-	renew := w.renew
-	w.renew = false
+	renew, probe := w.renew, w.probe
+	w.renew, w.probe = false, false
 	w.mu.Unlock()
 	if renew {
 		w.pause, w.retry = 0, time.Time{}
@@ -187,6 +210,10 @@ func (l *lane) look() time.Duration {
 		w.pending = now
 	}
 	limit := max(minSilence, 4*time.Duration(a.rtt.Load()))
+	if probe && a.asked.Load() == 0 {
+		w.pinged = true
+		l.ping(a, now)
+	}
 
 	// Since when has an answer been owed?
 	var owed time.Time
@@ -197,20 +224,18 @@ func (l *lane) look() time.Duration {
 		owed = w.pending
 	}
 	if owed.IsZero() {
-		probe := probeIdle
-		if now.Sub(w.active) < activeFor {
-			probe = probeActive
-		}
-		if k.role == exit {
-			if left := giveUpIdle - now.Sub(w.last); left > 0 {
+		quiet := now.Sub(w.last)
+		if k.role == exit && now.Sub(w.active) >= flowFor {
+			if left := giveUpIdle - quiet; left > 0 {
 				return left
 			}
 			l.lose(a, errSilent)
 			return 0
 		}
-		if left := probe - now.Sub(w.last); left > 0 {
+		if left := l.probeAfter(a, now) - quiet; left > 0 {
 			return left
 		}
+		w.pinged = true
 		l.ping(a, now)
 		return lookEvery
 	}
@@ -224,6 +249,10 @@ func (l *lane) look() time.Duration {
 	}
 	w.setSuspect(l, true)
 	if k.role == exit {
+		if w.told != a {
+			w.told = a
+			k.silent(a.s)
+		}
 		if silence >= max(giveUpBusy, 2*limit) {
 			l.lose(a, errSilent)
 		}
@@ -238,6 +267,16 @@ func (l *lane) look() time.Duration {
 		w.retry, w.pause = time.Time{}, 0
 	}
 	return 0
+}
+
+// probeAfter is how long a may be silent, nothing owed, before it is asked. Bytes that were flowing until just now mean
+// that somebody waits; the question is asked less and less often the longer they have ended.
+func (l *lane) probeAfter(a *attachment, now time.Time) time.Duration {
+	rest := now.Sub(l.watching.active)
+	if rest >= activeFor {
+		return probeIdle
+	}
+	return min(max(probeFlow, min(2*time.Duration(a.rtt.Load()), time.Second), rest/2), probeActive)
 }
 
 // avoiding is a's stream if its path has gone silent.
@@ -257,7 +296,10 @@ func (l *lane) lookDetached(now, since time.Time, unacked bool) time.Duration {
 		k.failSoon(fmt.Errorf("no path for %v", k.e.cfg.Hold))
 		return time.Hour
 	}
-	if k.role == exit || !k.wanted() && !unacked {
+	if k.role == exit {
+		return min(left, l.release(now, since))
+	}
+	if !k.wanted() && !unacked {
 		return left
 	}
 	if wait := w.retry.Sub(now); wait > 0 {
@@ -270,6 +312,26 @@ func (l *lane) lookDetached(now, since time.Time, unacked bool) time.Duration {
 	}
 	w.retry, w.pause = time.Time{}, 0
 	return 0
+}
+
+// release resets the sessions whose service does not hold them as long as this; it says when the next one will be due.
+func (l *lane) release(now, since time.Time) time.Duration {
+	next := l.link.e.cfg.Hold
+	if l.link.e.cfg.HoldFor == nil {
+		return next
+	}
+	for _, c := range l.link.sessions() {
+		hold := l.link.e.cfg.HoldFor(c.name)
+		if c.lane != l || hold <= 0 {
+			continue
+		}
+		if left := hold - now.Sub(since); left > 0 {
+			next = min(next, left)
+		} else {
+			c.cut(fmt.Errorf("no path for %v", hold))
+		}
+	}
+	return next
 }
 
 // fail sets when to try again.

@@ -1,0 +1,153 @@
+package session
+
+import (
+	"errors"
+	"io"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+)
+
+// A download: the entry, which alone can attach, sends nothing that could be missed.
+func TestEntryNoticesThatADownloadHasStopped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t)
+		defer l.close()
+		c, e := l.session()
+		arrived := make(chan time.Time, 1)
+		l.done.Go(func() {
+			b := make([]byte, 100)
+			for {
+				if _, err := io.ReadFull(c, b); err != nil {
+					return
+				}
+				if b[0] == 1 {
+					arrived <- time.Now()
+				}
+			}
+		})
+		for i := range 5 {
+			// The phase of the watch's looks must not matter.
+			for end := time.Now().Add(10*time.Second + time.Duration(i)*110*time.Millisecond); time.Now().Before(end); {
+				e.Write(make([]byte, 100)) // little enough for one lane
+				time.Sleep(10 * time.Millisecond)
+			}
+			silence(l.last())
+			start := time.Now()
+			e.Write(append([]byte{1}, make([]byte, 99)...))
+			if took := (<-arrived).Sub(start); took > 2200*time.Millisecond {
+				t.Error("took", took)
+			}
+			time.Sleep(10 * time.Second)
+		}
+		e.Close()
+		c.Close()
+		if n := l.opened(); n != 6 {
+			t.Error("streams", n)
+		}
+	})
+}
+
+// What has stopped for good reason is asked about less and less often.
+func TestProbesThinOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t)
+		defer l.close()
+		c, e := l.session()
+		e.Write([]byte("x"))
+		io.ReadFull(c, make([]byte, 1))
+		counts := []uint64{}
+		for _, d := range []time.Duration{10 * time.Second, 50 * time.Second, 10 * time.Minute} {
+			time.Sleep(d)
+			lane := l.c.links()[0].lane(0)
+			lane.mu.Lock()
+			counts = append(counts, lane.cur.pings)
+			lane.mu.Unlock()
+		}
+		if counts[0] > 10 || counts[1]-counts[0] > 20 || counts[2]-counts[1] > 42 || l.opened() != 1 {
+			t.Fatal(counts, l.opened())
+		}
+	})
+}
+
+func TestExitTellsOfASilentStreamOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		told := []Stream{}
+		var l *lab
+		l = newLab(t, func(c, e *Config) {
+			e.Silent = func(p peer.ID, s Stream) {
+				if p != peerC {
+					t.Error(p)
+				}
+				told = append(told, s)
+				l.c.Probe(peerE) // what a nudge leads to
+			}
+		})
+		defer l.close()
+		c, e := l.session()
+		time.Sleep(2 * time.Minute) // idle: the entry asks every 15 s
+		silence(l.last())
+		start := time.Now()
+		e.Write([]byte("x"))
+		io.ReadFull(c, make([]byte, 1))
+		if took := time.Since(start); took > 2500*time.Millisecond {
+			t.Error("took", took)
+		}
+		if len(told) != 1 {
+			t.Error("told", len(told))
+		}
+	})
+}
+
+func TestServicesHoldIsShorterThanTheLinks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t, func(_, e *Config) {
+			e.HoldFor = func(service string) time.Duration {
+				if service == "svc" {
+					return time.Minute
+				}
+				return 0
+			}
+		})
+		defer l.close()
+		c, e := l.session()
+		l.lost = peerE
+		l.last().Reset()
+		time.Sleep(59 * time.Second)
+		if n := len(l.e.Sessions()); n != 1 {
+			t.Fatal("gone too early", n)
+		}
+		time.Sleep(2 * time.Second)
+		if _, err := e.Read(make([]byte, 1)); !errors.Is(err, ErrReset) {
+			t.Fatal("held", err)
+		}
+		// The other end learns it when there is a path again.
+		l.lost = ""
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, ErrReset) {
+			t.Fatal("told", err)
+		}
+	})
+}
+
+func TestEndResetsThatSessionAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t)
+		defer l.close()
+		c1, e1 := l.session()
+		c2, e2 := l.session()
+		if l.c.End("nonsense", errors.New("x")) {
+			t.Error("ended what is not there")
+		}
+		if !l.c.End(c1.Info().ID, errors.New("x")) {
+			t.Error("not found")
+		}
+		if _, err := e1.Read(make([]byte, 1)); !errors.Is(err, ErrReset) {
+			t.Error(err)
+		}
+		if err := both(c2, e2, 100, 100); err != nil {
+			t.Error(err)
+		}
+	})
+}
