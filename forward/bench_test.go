@@ -35,7 +35,53 @@ func BenchmarkForward(b *testing.B) {
 			return c.(Conn), nil
 		}))
 	})
+	b.Run("session", func(b *testing.B) {
+		benchThroughput(b, newEntry(b, newSessionDial(b, newSink(b))))
+	})
 }
+
+// newSessionDial gives a dial to a sink by way of an Exit, over a session layer whose
+// lanes are loopback TCP connections.
+func newSessionDial(b *testing.B, sink net.Addr) func(context.Context) (Conn, error) {
+	lanes := newLocalListener(b)
+	admit := func(peer.ID) error { return nil }
+	here := session.New(session.Config{Self: "here", Authorize: admit,
+		Open: func(ctx context.Context, _ peer.ID, _ session.Stream) (session.Stream, error) {
+			var d net.Dialer
+			c, err := d.DialContext(ctx, "tcp", lanes.Addr().String())
+			if err != nil {
+				return nil, err
+			}
+			return tcpLane{c.(*net.TCPConn)}, nil
+		}})
+	there := session.New(session.Config{Self: "there", Authorize: admit,
+		Open: func(context.Context, peer.ID, session.Stream) (session.Stream, error) { return nil, net.ErrClosed }})
+	exit := &Exit{Accept: there.Accept, Lookup: func(peer.ID, string) (Target, error) { return Target{"tcp", sink.String()}, nil }}
+	serve(b, there.Serve)
+	serve(b, here.Serve)
+	serve(b, exit.Serve)
+	go func() { // ends with the listener
+		for {
+			c, err := lanes.Accept()
+			if err != nil {
+				return
+			}
+			go there.Handle("here", tcpLane{c.(*net.TCPConn)}) // ends with its Serve
+		}
+	}()
+	return func(ctx context.Context) (Conn, error) {
+		c, err := here.Dial(ctx, "there", "sink")
+		if err != nil {
+			return nil, err
+		}
+		return c, nil
+	}
+}
+
+// tcpLane is a TCP connection as a lane's stream.
+type tcpLane struct{ *net.TCPConn }
+
+func (l tcpLane) Reset() error { return Reset(l.TCPConn) }
 
 const benchBytes = 64 << 20
 
