@@ -79,6 +79,15 @@ func (a *addresses) listening() []ma.Multiaddr {
 	return slices.DeleteFunc(a.host.Network().ListenAddresses(), func(addr ma.Multiaddr) bool { return !isIP(addr) })
 }
 
+// ownPort says whether a connection uses a port that we listen on, so that what a relay sees of it tells
+// where that port is mapped. One through a proxy, or from a port of its own, does not.
+func (a *addresses) ownPort(c network.Conn) bool {
+	transport, port := transportOf(c.LocalMultiaddr()), portOf(c.LocalMultiaddr())
+	return slices.ContainsFunc(a.listening(), func(l ma.Multiaddr) bool {
+		return transportOf(l) == transport && portOf(l) == port
+	})
+}
+
 // local are the interface addresses on which we listen, read anew: libp2p's list is up to a minute old.
 func (a *addresses) local() []ma.Multiaddr {
 	ifaces, err := manet.InterfaceMultiaddrs()
@@ -207,15 +216,29 @@ func isIP(addr ma.Multiaddr) bool {
 	return false
 }
 
+// isWeb tells WebSocket, with TLS or without.
+func isWeb(addr ma.Multiaddr) bool {
+	t := transportOf(addr)
+	return t == "ws" || t == "wss"
+}
+
 func isRemotelyUseful(addr ma.Multiaddr) bool { return !manet.IsIPLoopback(addr) }
 
-// transportOf is "quic-v1" or "tcp", by the address of a connection's wire.
+// transportOf is "quic-v1", "tcp", "wss" or "ws", by the address of a connection's wire.
 func transportOf(addr ma.Multiaddr) string {
 	transport := ""
 	ma.ForEach(addr, func(c ma.Component) bool {
 		switch c.Protocol().Code {
-		case ma.P_QUIC_V1, ma.P_TCP:
+		case ma.P_QUIC_V1, ma.P_WSS:
 			transport = c.Protocol().Name
+			return false
+		case ma.P_TCP:
+			transport = "tcp" // unless more follows
+		case ma.P_WS:
+			transport = "ws"
+			if isTLS(addr) {
+				transport = "wss"
+			}
 			return false
 		case ma.P_CIRCUIT:
 			return false

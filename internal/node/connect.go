@@ -26,6 +26,8 @@ const (
 	maxDials = 32
 	// tcpAfter is how long TCP waits for QUIC to the same peer, in a race among direct addresses.
 	tcpAfter = 250 * time.Millisecond
+	// webAfter is how long WebSocket waits for the others: it is for networks that let out nothing else.
+	webAfter = 2 * tcpAfter
 	// relayTarries is when a relay's connection is asked for a sign of life, while a circuit is dialled.
 	relayTarries = time.Second
 	// maxKnown is how many last good addresses are kept for a peer.
@@ -38,18 +40,34 @@ const (
 // would by 500 ms: they are what works first.
 func rankDials(addrs []ma.Multiaddr) []network.AddrDelay {
 	out := make([]network.AddrDelay, 0, len(addrs))
-	quic := false
+	has := make(map[string]bool)
 	for _, a := range addrs {
-		quic = quic || relayOf(a) == "" && transportOf(a) == "quic-v1"
+		if relayOf(a) == "" {
+			has[transportOf(a)] = true
+		}
 	}
 	for _, a := range addrs {
 		d := network.AddrDelay{Addr: a}
-		if quic && relayOf(a) == "" && transportOf(a) == "tcp" {
-			d.Delay = tcpAfter
+		if relayOf(a) == "" && (has["quic-v1"] || has["tcp"]) {
+			d.Delay = dialAfter(a)
+			if !has["quic-v1"] {
+				d.Delay = max(d.Delay-tcpAfter, 0)
+			}
 		}
 		out = append(out, d)
 	}
 	return out
+}
+
+// dialAfter is how long an address waits for those of better transports.
+func dialAfter(a ma.Multiaddr) time.Duration {
+	switch transportOf(a) {
+	case "tcp":
+		return tcpAfter
+	case "ws", "wss":
+		return webAfter
+	}
+	return 0
 }
 
 // Connect finds p and connects to it. It races the addresses that were good last time, circuits over
@@ -175,7 +193,7 @@ func (r *runners) direct(ctx context.Context, addrs []ma.Multiaddr) {
 			continue
 		}
 		r.start(ctx, a, func(ctx context.Context) error {
-			if transportOf(a) == "tcp" && !sleep(ctx, tcpAfter) {
+			if !sleep(ctx, dialAfter(a)) {
 				return ctx.Err()
 			}
 			if r.node.paths.has(r.peer, Direct) {

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"net"
+	"net/url"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/event"
@@ -35,13 +36,14 @@ import (
 const userAgent = "fwd"
 
 // parts is a libp2p host put together by hand. libp2p.New would do most of it, but it links every
-// transport there is (WebRTC, WebTransport, WebSocket) and listens before a guard can be set; by hand
+// transport there is (WebRTC, WebTransport) and listens before a guard can be set; by hand
 // the order is ours, and the upgrader and the UDP sockets stay within reach.
 type parts struct {
 	host     *basichost.BasicHost
 	swarm    *swarm.Swarm
 	upgrader transport.Upgrader
 	sockets  *sockets
+	quic     *quicreuse.ConnManager
 	dialer   *swarm.Swarm  // AutoNAT's, which dials back; the host closes it
 	reach    event.Emitter // says "private" or "public" to whoever asks the bus
 }
@@ -49,7 +51,11 @@ type parts struct {
 type transports struct {
 	upgrader transport.Upgrader
 	sockets  *sockets
+	quic     *quicreuse.ConnManager
 }
+
+// proxyFor gives the proxy for reaching a peer at an address; nil: none.
+type proxyFor func(p peer.ID, address string) *url.URL
 
 // quicTransport closes the UDP sockets when the swarm, having closed all else, closes its transports.
 type quicTransport struct {
@@ -59,8 +65,8 @@ type quicTransport struct {
 
 func (t *quicTransport) Close() error { return t.manager.Close() }
 
-// newTransports adds QUIC and TCP (TLS first, then Noise; yamux) to s.
-func newTransports(s *swarm.Swarm, key crypto.PrivKey, limits network.ResourceManager) (*transports, error) {
+// newTransports adds QUIC, TCP and WebSocket (TLS first, then Noise; yamux) to s.
+func newTransports(s *swarm.Swarm, key crypto.PrivKey, limits network.ResourceManager, relay bool, proxy proxyFor) (*transports, error) {
 	muxers := []upgrader.StreamMuxer{{ID: yamux.ID, Muxer: newMuxer()}}
 	tls, err := libp2ptls.New(libp2ptls.ID, key, muxers)
 	if err != nil {
@@ -88,10 +94,15 @@ func newTransports(s *swarm.Swarm, key crypto.PrivKey, limits network.ResourceMa
 	if err != nil {
 		return fail(err)
 	}
+	out := &outward{upgrader: up, limits: limits, proxy: proxy}
+	ws, err := newWebSocket(out, relay)
+	if err != nil {
+		return fail(err)
+	}
 	if err := s.AddTransport(&quicTransport{Transport: quic, manager: cm}); err != nil {
 		return fail(err)
 	}
-	return &transports{upgrader: up, sockets: socks}, s.AddTransport(tcp)
+	return &transports{upgrader: up, sockets: socks, quic: cm}, errors.Join(s.AddTransport(&proxiedTCP{tcp, out}), s.AddTransport(ws))
 }
 
 func newSwarm(key crypto.PrivKey, limits network.ResourceManager, bus event.Bus) (*swarm.Swarm, error) {
@@ -117,7 +128,7 @@ func newSwarm(key crypto.PrivKey, limits network.ResourceManager, bus event.Bus)
 }
 
 // newParts assembles the host, silent: no address is listened on yet.
-func newParts(key crypto.PrivKey, relay bool, opts basichost.HostOpts) (*parts, error) {
+func newParts(key crypto.PrivKey, relay bool, proxy proxyFor, opts basichost.HostOpts) (*parts, error) {
 	limits, err := newLimits()
 	if err != nil {
 		return nil, err
@@ -127,11 +138,11 @@ func newParts(key crypto.PrivKey, relay bool, opts basichost.HostOpts) (*parts, 
 	if err != nil {
 		return nil, errors.Join(err, limits.Close())
 	}
-	t, err := newTransports(s, key, limits)
+	t, err := newTransports(s, key, limits, relay, proxy)
 	if err != nil {
 		return nil, errors.Join(err, s.Close(), limits.Close())
 	}
-	p := &parts{swarm: s, upgrader: t.upgrader, sockets: t.sockets}
+	p := &parts{swarm: s, upgrader: t.upgrader, sockets: t.sockets, quic: t.quic}
 	fail := func(err error) (*parts, error) { return nil, errors.Join(err, s.Close(), limits.Close()) }
 
 	if opts.AutoNATv2, p.dialer, err = newAutoNAT(limits, relay); err != nil {
@@ -192,7 +203,7 @@ func newAutoNAT(limits network.ResourceManager, server bool) (*autonatv2.AutoNAT
 		return nil, nil, err
 	}
 	if server {
-		if _, err := newTransports(s, key, limits); err != nil {
+		if _, err := newTransports(s, key, limits, false, nil); err != nil {
 			return nil, nil, errors.Join(err, s.Close())
 		}
 	}

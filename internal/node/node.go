@@ -25,6 +25,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"sync"
 	"time"
 
@@ -43,7 +44,7 @@ import (
 // many goroutines and must not block.
 type Config struct {
 	Key      crypto.PrivKey
-	Listen   []ma.Multiaddr // QUIC and TCP; none: any port of both, IPv4 and IPv6
+	Listen   []ma.Multiaddr // QUIC and TCP, a relay's also WebSocket; none: any port of both, IPv4 and IPv6
 	Announce []ma.Multiaddr // public addresses that the machine cannot see itself (1:1 NAT, forwarded ports)
 	Relay    bool           // lends its reachability: announces public addresses, dials back, reserves nowhere
 
@@ -57,6 +58,10 @@ type Config struct {
 	BeforeReserve func(ctx context.Context, relay peer.ID) error
 	// Changed is told that our own addresses or reservations changed: announce again. May be nil.
 	Changed func()
+
+	// Proxy gives the HTTP proxy by which an address (host:port) may be reached too; nil or nil: none.
+	// Only relays, and an invite's contact, are dialled through it.
+	Proxy func(address string) *url.URL
 
 	Mapping bool // ask the router for port mappings (UPnP, NAT-PMP)
 	Log     *slog.Logger
@@ -95,7 +100,7 @@ func (k PathKind) String() string { return [...]string{"auto", "direct", "relay"
 // Path is how a peer is reached now.
 type Path struct {
 	Kind      string        // "direct" or "relay"
-	Transport string        // "quic-v1" or "tcp"; of the relayed hop, if relayed
+	Transport string        // "quic-v1", "tcp", "wss"; of the relayed hop, if relayed
 	Remote    ma.Multiaddr  // the address at the other end of the wire
 	Relay     peer.ID       // which relay, if relayed
 	RTT       time.Duration // smoothed; 0: not measured yet
@@ -171,7 +176,7 @@ func New(cfg Config) (*Node, error) {
 	n.addrs = &addresses{announce: cfg.Announce, mapping: cfg.Mapping}
 
 	var err error
-	if n.parts, err = newParts(cfg.Key, cfg.Relay, basichost.HostOpts{
+	if n.parts, err = newParts(cfg.Key, cfg.Relay, n.proxyFor, basichost.HostOpts{
 		AddrsFactory: n.addrs.announced,
 		NATManager:   n.addrs.natManager,
 	}); err != nil {

@@ -286,6 +286,9 @@ func (n *Node) renewLinks(ctx context.Context, id peer.ID) {
 	dialled := make(map[string]bool)
 	for _, a := range relay.Addrs {
 		if a, _ = peer.SplitAddr(a); len(a) > 0 && !dialled[transportOf(a)] {
+			if isWeb(a) && (dialled["quic-v1"] || dialled["tcp"]) {
+				continue // only where nothing else gets out
+			}
 			dialled[transportOf(a)] = n.dialDirect(ctx, id, a) == nil
 		}
 	}
