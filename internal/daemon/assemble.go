@@ -35,6 +35,7 @@ func (d *Daemon) assemble(plan *relayPlan, limits limitsConfig) error {
 		Find:          func(ctx context.Context, p peer.ID) <-chan peer.AddrInfo { return d.finder.Find(ctx, p) },
 		BeforeReserve: d.exchange,
 		Changed:       func() { d.finder.Announce() },
+		Proxy:         environmentsProxy(),
 		Mapping:       plan == nil,
 		Relay:         plan != nil,
 		Log:           d.log,

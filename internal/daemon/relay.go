@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -43,12 +40,8 @@ func planRelay(req RelayRequest) (*relayPlan, error) {
 		}
 		plan.listen = append(plan.listen, addrs...)
 	}
-	port := portOf(plan.listen[0])
 	for _, w := range req.Announce {
-		if _, _, err := net.SplitHostPort(w); err != nil && !strings.HasPrefix(w, "/") {
-			w = net.JoinHostPort(strings.Trim(w, "[]"), port)
-		}
-		addrs, err := announceAddrs(w)
+		addrs, err := announceListened(w, plan.listen)
 		if err != nil {
 			return nil, err
 		}
@@ -59,95 +52,6 @@ func planRelay(req RelayRequest) (*relayPlan, error) {
 			"this machine has only private addresses, so its public one must be told (most clouds translate 1:1)")
 	}
 	return plan, nil
-}
-
-// listenAddrs reads "4001", "addr:4001" or a multiaddr. A port stands for UDP
-// (QUIC) and TCP, on IPv4 and IPv6.
-func listenAddrs(word string) ([]ma.Multiaddr, error) {
-	if strings.HasPrefix(word, "/") {
-		a, err := ma.NewMultiaddr(word)
-		if err != nil {
-			return nil, usage("a port, addr:port, or a multiaddr", "--listen %s: %v", word, err)
-		}
-		return []ma.Multiaddr{a}, nil
-	}
-	host, port, err := net.SplitHostPort(word)
-	if err != nil {
-		host, port = "", word
-	}
-	if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
-		return nil, usage("a port, addr:port, or a multiaddr", "--listen %s: no port", word)
-	}
-	hosts := []string{"0.0.0.0", "::"}
-	if host != "" {
-		hosts = []string{host}
-	}
-	var addrs []ma.Multiaddr
-	for _, h := range hosts {
-		ip, err := netip.ParseAddr(h)
-		if err != nil {
-			return nil, usage("an address of this machine; a name goes to --announce", "--listen %s: %v", word, err)
-		}
-		addrs = append(addrs, bothTransports(ipPrefix(ip), port)...)
-	}
-	return addrs, nil
-}
-
-// announceAddrs reads HOST:PORT, HOST being an address or a domain name.
-func announceAddrs(word string) ([]ma.Multiaddr, error) {
-	if strings.HasPrefix(word, "/") {
-		a, err := ma.NewMultiaddr(word)
-		if err != nil {
-			return nil, usage("HOST, HOST:PORT, or a multiaddr", "%s: %v", word, err)
-		}
-		return []ma.Multiaddr{a}, nil
-	}
-	host, port, err := net.SplitHostPort(word)
-	if err != nil {
-		host, port = strings.Trim(word, "[]"), strconv.Itoa(relayPort)
-	}
-	if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 || host == "" {
-		return nil, usage("HOST or HOST:PORT", "%s is no address", word)
-	}
-	if strings.ContainsAny(host, " /%@,;'\"") {
-		return nil, usage("HOST or HOST:PORT", "%q is no host name", host)
-	}
-	prefix := "/dns/" + host
-	if ip, err := netip.ParseAddr(host); err == nil {
-		prefix = ipPrefix(ip)
-	}
-	addrs := bothTransports(prefix, port)
-	if len(addrs) == 0 {
-		return nil, usage("HOST or HOST:PORT", "%s is no address", word)
-	}
-	return addrs, nil
-}
-
-func ipPrefix(ip netip.Addr) string {
-	if ip.Is4() {
-		return "/ip4/" + ip.String()
-	}
-	return "/ip6/" + ip.String()
-}
-
-// bothTransports: QUIC first, for it is dialled first.
-func bothTransports(prefix, port string) []ma.Multiaddr {
-	var addrs []ma.Multiaddr
-	for _, suffix := range []string{"/udp/" + port + "/quic-v1", "/tcp/" + port} {
-		if a, err := ma.NewMultiaddr(prefix + suffix); err == nil {
-			addrs = append(addrs, a)
-		}
-	}
-	return addrs
-}
-
-func portOf(a ma.Multiaddr) string {
-	for _, code := range []int{ma.P_UDP, ma.P_TCP} {
-		if port, err := a.ValueForProtocol(code); err == nil {
-			return port
-		}
-	}
-	return strconv.Itoa(relayPort)
 }
 
 // listensPublic: at least one address that the relay listens on is reachable
@@ -184,6 +88,11 @@ func (d *Daemon) runRelay(ctx context.Context, plan *relayPlan, emit func(Event)
 		return err
 	}
 	d.relay.Refresh()
+	if plan.req.Keep {
+		if err := d.keepRelay(plan.req); err != nil {
+			return err
+		}
+	}
 	roster := d.book.Current()
 	emit(Event{Event: "relay", Peer: d.self.String(), Machine: d.nameOf(d.self), Message: roster.Name, Addrs: words(addrs)})
 	if d.onlyOurs(roster) {
