@@ -13,7 +13,21 @@ const (
 	betterBy     = 5 * time.Millisecond
 	// … at two measurements running: latency jitters, and each change costs a resume of the lanes.
 	betterTimes = 2
+
+	// After a direct path was lost the next one has to last trialFirst before it is used, twofold with
+	// each further loss up to trialLast: paths that come and go would cost a resume each time.
+	// forgiveAfter the last loss all is forgotten.
+	trialFirst, trialLast = 2 * time.Second, time.Minute
+	forgiveAfter          = 5 * time.Minute
 )
+
+// trial is how long after the last of so many losses a direct path has to wait.
+func trial(falls int) time.Duration {
+	if falls == 0 {
+		return 0
+	}
+	return min(trialFirst<<min(falls-1, 10), trialLast)
+}
 
 // class orders kinds of connections; a lower one wins unless it is clearly slower.
 type class int
@@ -49,6 +63,11 @@ func (a measured) beats(b measured) bool {
 		return false
 	}
 	return a.quic && !b.quic
+}
+
+// upgrades says whether a is of a better class than b, which works.
+func (a measured) upgrades(b measured) bool {
+	return a.class < b.class && a.rtt != 0 && !a.silent && b.rtt != 0 && !b.silent
 }
 
 // urgent says whether the change from b to a cannot wait for a second measurement: b is not usable, or

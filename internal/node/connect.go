@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,6 +31,9 @@ const (
 	webAfter = 2 * tcpAfter
 	// relayTarries is when a relay's connection is asked for a sign of life, while a circuit is dialled.
 	relayTarries = time.Second
+	// circuitRetry is when a circuit that was refused is tried again, at first; in this time a peer
+	// reserves over a slow wire.
+	circuitRetry = 250 * time.Millisecond
 	// maxKnown is how many last good addresses are kept for a peer.
 	maxKnown = 4
 	// knownFor is how long addresses stay in the peer store.
@@ -134,12 +138,12 @@ func (n *Node) finish(p peer.ID, c *call) {
 
 // race dials everything that may lead to p. It owns the dials: it returns when all have ended.
 func (n *Node) race(p peer.ID, c *call) {
-	ctx, cancel := context.WithTimeout(n.ctx, attemptWithin)
+	ctx, cancel := context.WithTimeout(n.network.ctx(), attemptWithin)
 	defer cancel()
-	r := &runners{node: n, peer: p, tried: make(map[string]bool)}
+	r := &runners{node: n, peer: p, tried: make(map[string]bool), found: make(chan struct{})}
 	for _, relay := range n.cfg.Relays() {
 		if relay.ID != p && relay.ID != n.self {
-			r.start(ctx, circuitVia(relay.ID), func(ctx context.Context) error { return n.dialCircuit(ctx, p, relay) })
+			r.start(ctx, circuitVia(relay.ID), func(ctx context.Context) error { return r.circuit(ctx, relay) })
 		} else if relay.ID == p {
 			r.direct(ctx, relay.Addrs)
 		}
@@ -161,6 +165,7 @@ func (n *Node) race(p peer.ID, c *call) {
 			}
 		}
 	}
+	close(r.found)
 	r.wg.Wait()
 
 	if c.err = errors.Join(r.errs...); c.err == nil {
@@ -172,9 +177,10 @@ func (n *Node) race(p peer.ID, c *call) {
 
 // runners are the dials of one race.
 type runners struct {
-	node *Node
-	peer peer.ID
-	wg   sync.WaitGroup
+	node  *Node
+	peer  peer.ID
+	wg    sync.WaitGroup
+	found chan struct{} // closed when discovery has said all it knows
 
 	mu    sync.Mutex
 	tried map[string]bool
@@ -201,6 +207,28 @@ func (r *runners) direct(ctx context.Context, addrs []ma.Multiaddr) {
 			}
 			return r.node.dialDirect(ctx, r.peer, a)
 		})
+	}
+}
+
+// circuit dials through a relay, again and again while there still is something to be found: where it
+// has just restarted the peer may be about to reserve.
+func (r *runners) circuit(ctx context.Context, relay peer.AddrInfo) error {
+	retry := backoff{first: circuitRetry, last: circuitRetry * 4, rand: rand.Float64}
+	for {
+		err := r.node.dialCircuit(ctx, r.peer, relay)
+		if err == nil {
+			return nil
+		}
+		timer := time.NewTimer(retry.wait())
+		select {
+		case <-timer.C:
+		case <-r.found:
+			timer.Stop()
+			return err
+		case <-ctx.Done():
+			timer.Stop()
+			return err
+		}
 	}
 }
 
@@ -325,6 +353,10 @@ func (n *Node) Open(ctx context.Context, p peer.ID, proto protocol.ID, avoid net
 		}
 	}
 }
+
+// Suspect says that nothing came from p over c although something should have: c is kept out of use
+// and asked for a sign of life, and if it is a circuit its relay, too. What does not answer is closed.
+func (n *Node) Suspect(p peer.ID, c network.Conn) { n.paths.suspect(p, c) }
 
 // remember keeps an address that was dialled without punching for the next time.
 func (n *Node) remember(p peer.ID, a ma.Multiaddr) {

@@ -130,13 +130,9 @@ func (n *Node) keep(ctx context.Context, p peer.ID) {
 			}
 		case <-tidy.C:
 			n.tidy(p)
-		case what := <-wake:
+		case <-wake: // another network, other luck
 			retry.reset()
 			punched, punchAt = 0, time.Time{}
-			if what&networkChanged != 0 {
-				// Another network: what was direct may be dead or no longer the best.
-				n.tasks.start(func() { n.checkLinks(p) })
-			}
 		case <-ctx.Done():
 			timer.Stop()
 			return

@@ -143,6 +143,8 @@ type Node struct {
 	tasks  tasks
 	wake   *signals // network or roster changed
 
+	network networkView
+
 	relays relayLoops
 
 	mu      sync.Mutex
@@ -173,6 +175,7 @@ func New(cfg Config) (*Node, error) {
 		n.cfg.Listen = listenAnywhere()
 	}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
+	n.network.begin(n.ctx)
 	n.addrs = &addresses{announce: cfg.Announce, mapping: cfg.Mapping}
 
 	var err error

@@ -1,8 +1,6 @@
 package node
 
 import (
-	"context"
-	"fmt"
 	"sync"
 	"time"
 
@@ -13,29 +11,9 @@ import (
 	manet "github.com/multiformats/go-multiaddr/net"
 )
 
-const (
-	// firstPings is how many round trips a new connection is measured by, the lowest counting.
-	firstPings = 3
-	// firstPingTimeout is how long a new connection may take to answer.
-	firstPingTimeout = 5 * time.Second
-	// probeEvery is how often the path of a peer in use is probed, and standbyEvery its other
-	// connections: often enough to keep NAT mappings (most live 30 s and longer).
-	probeEvery   = 15 * time.Second
-	standbyEvery = 25 * time.Second
-	// relayEvery is how often a relay is pinged: its death has to be known within seconds, for all
-	// paths over it die with it, and silent death shows by nothing else for 30 s.
-	relayEvery = 5 * time.Second
-	// probeTimeout is the longest wait for a probe; quickTimeout the shortest for one that was asked for
-	// because the connection fell silent, which else is quickRTTs round trips.
-	probeTimeout = 3 * time.Second
-	quickTimeout = time.Second
-	quickRTTs    = 4
-	// misses is how many probes in a row may fail before a connection is closed.
-	misses = 2
-	// spareLife is how long a connection beside the path is kept at least: the relay that has just been
-	// upgraded from is the way back if the direct path proves to be bad.
-	spareLife = time.Minute
-)
+// spareLife is how long a connection beside the path is kept at least: the relay that has just been
+// upgraded from is the way back if the direct path proves to be bad.
+const spareLife = time.Minute
 
 // link is one connection to a peer and what was measured on it.
 type link struct {
@@ -65,6 +43,9 @@ type peerPaths struct {
 	best  *link
 	since time.Time // when best became it
 	told  Path      // what watchers were told last
+
+	falls int       // direct paths that were lost of late
+	fell  time.Time // the last one
 }
 
 // paths follows every connection, measures it, and chooses each peer's path.
@@ -160,6 +141,7 @@ func (ps *paths) chooseLocked(p peer.ID, measured *link) {
 		case l == best:
 		case !l.measured().beats(best.measured()):
 			l.wins = 0
+		case l.measured().upgrades(best.measured()) && time.Since(pp.fell) < trial(pp.falls):
 		case l.measured().urgent(best.measured()):
 			best = l
 		case l == measured:
@@ -187,6 +169,28 @@ func (ps *paths) chooseLocked(p peer.ID, measured *link) {
 	}
 }
 
+// fellLocked notes that l is lost as p's path, or feared to be.
+func (ps *paths) fellLocked(p peer.ID, l *link) {
+	pp := ps.peers[p]
+	if pp == nil || pp.best != l || l.silent || !l.direct() {
+		return
+	}
+	if time.Since(pp.fell) > forgiveAfter {
+		pp.falls = 0
+	}
+	pp.falls, pp.fell = pp.falls+1, time.Now()
+}
+
+// trialLeft is how long l has to wait until it may be p's path again; it is measured then.
+func (ps *paths) trialLeft(p peer.ID, l *link) time.Duration {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if pp := ps.peers[p]; pp != nil && pp.best != nil && pp.best != l && l.measured().upgrades(pp.best.measured()) {
+		return trial(pp.falls) - time.Since(pp.fell)
+	}
+	return 0
+}
+
 func contains(links []*link, l *link) bool {
 	for _, k := range links {
 		if k == l {
@@ -212,147 +216,6 @@ func (ps *paths) describeLinkLocked(p peer.ID, l *link, since time.Time) Path {
 		path.Kind, path.Reason = "relay", ps.node.reason(p)
 	}
 	return path
-}
-
-// probe measures l until it closes: at once, then now and again if its peer is in use or a relay, and
-// whenever it is asked to.
-func (ps *paths) probe(p peer.ID, l *link) {
-	pinger := &pinger{conn: l.conn}
-	defer pinger.close()
-	ctx, cancel := context.WithCancel(ps.node.ctx)
-	defer cancel()
-	stop := make(chan struct{})
-	defer close(stop)
-	go func() { // ends with l or with the loop below
-		select {
-		case <-l.done:
-			cancel()
-		case <-stop:
-		}
-	}()
-
-	missed := 0
-	measure := func(timeout time.Duration) bool {
-		rtt, err := pinger.ping(ctx, timeout)
-		if ctx.Err() != nil {
-			return false
-		}
-		ps.measuredRTT(p, l, rtt, err == nil)
-		if err != nil {
-			missed++
-			return false
-		}
-		missed = 0
-		return true
-	}
-	for range firstPings {
-		if !measure(firstPingTimeout) {
-			break
-		}
-	}
-	for {
-		timer := time.NewTimer(ps.interval(p, l, missed))
-		select {
-		case <-timer.C:
-			if ps.watched(p) {
-				measure(probeTimeout)
-			}
-		case answer := <-l.poke:
-			timer.Stop()
-			ok := measure(max(quickTimeout, quickRTTs*ps.rtt(l)))
-			answer <- ok
-			if !ok && ctx.Err() == nil {
-				// Whoever asked has seen silence on it too: that is two.
-				ps.node.log.Debug("connection fell silent, closed", "peer", p, "path", l.conn.RemoteMultiaddr())
-				l.conn.Close()
-				return
-			}
-		case <-ctx.Done():
-			timer.Stop()
-			return
-		}
-		if missed >= misses {
-			ps.node.log.Debug("connection fell silent, closed", "peer", p, "path", l.conn.RemoteMultiaddr())
-			l.conn.Close()
-			return
-		}
-	}
-}
-
-// watched says whether p's connections are probed: peers in use, and relays that we reserve at.
-func (ps *paths) watched(p peer.ID) bool { return ps.node.isHeld(p) || ps.node.relays.has(p) }
-
-func (ps *paths) interval(p peer.ID, l *link, missed int) time.Duration {
-	if missed > 0 {
-		return quickTimeout
-	}
-	if ps.node.relays.has(p) {
-		return relayEvery
-	}
-	ps.mu.Lock()
-	defer ps.mu.Unlock()
-	if pp := ps.peers[p]; pp != nil && pp.best == l {
-		return probeEvery
-	}
-	return standbyEvery
-}
-
-func (ps *paths) rtt(l *link) time.Duration {
-	ps.mu.Lock()
-	defer ps.mu.Unlock()
-	return l.rtt
-}
-
-// measuredRTT takes a result in: the first ones by their minimum, later ones smoothed.
-func (ps *paths) measuredRTT(p peer.ID, l *link, rtt time.Duration, ok bool) {
-	ps.mu.Lock()
-	defer ps.mu.Unlock()
-	pp := ps.peers[p]
-	if pp == nil || !contains(pp.links, l) {
-		return
-	}
-	l.silent = !ok
-	switch {
-	case !ok:
-	case l.rtt == 0, time.Since(l.since) < firstPingTimeout && rtt < l.rtt:
-		l.rtt = rtt
-	case time.Since(l.since) >= firstPingTimeout:
-		l.rtt = (7*l.rtt + rtt) / 8
-	}
-	ps.chooseLocked(p, l)
-}
-
-// suspect keeps streams away from c and asks it for a sign of life; without one it is closed.
-func (ps *paths) suspect(p peer.ID, c network.Conn) {
-	l := ps.find(p, c)
-	if l == nil {
-		return
-	}
-	ps.mu.Lock()
-	l.silent = true
-	ps.chooseLocked(p, nil)
-	ps.mu.Unlock()
-	ps.node.tasks.start(func() { ps.check(l) })
-}
-
-// check asks l for a sign of life now; false: there was none, and l is closed.
-func (ps *paths) check(l *link) bool {
-	answer := make(chan bool, 1)
-	select {
-	case l.poke <- answer:
-	case <-l.done:
-		return false
-	case <-ps.node.ctx.Done():
-		return false
-	}
-	select {
-	case ok := <-answer:
-		return ok
-	case <-l.done:
-		return false
-	case <-ps.node.ctx.Done():
-		return false
-	}
 }
 
 func (ps *paths) find(p peer.ID, c network.Conn) *link {
@@ -430,53 +293,6 @@ func (ps *paths) listen(p peer.ID) (<-chan struct{}, func()) {
 			delete(ps.news, p)
 		}
 	}
-}
-
-// Path says how p is reached now; false: not at all.
-func (n *Node) Path(p peer.ID) (Path, bool) {
-	n.paths.mu.Lock()
-	defer n.paths.mu.Unlock()
-	pp := n.paths.peers[p]
-	if pp == nil || pp.best == nil {
-		return Path{}, false
-	}
-	return n.paths.describeLocked(p, pp), true
-}
-
-// PathBy says by which path of that kind Open would go now; false: it would have to make one.
-func (n *Node) PathBy(p peer.ID, kind PathKind) (Path, bool) {
-	if kind == Auto {
-		return n.Path(p)
-	}
-	n.paths.mu.Lock()
-	defer n.paths.mu.Unlock()
-	l := n.paths.bestLocked(p, nil, kind)
-	if l == nil {
-		return Path{}, false
-	}
-	return n.paths.describeLinkLocked(p, l, l.since), true
-}
-
-// Ping measures the round trip on p's path now, and returns the path with it.
-func (n *Node) Ping(ctx context.Context, p peer.ID) (Path, error) {
-	c := n.paths.best(p, nil, Auto)
-	if c == nil {
-		return Path{}, fmt.Errorf("ping %s: %w", p, ErrUnreachable)
-	}
-	pinger := &pinger{conn: c}
-	defer pinger.close()
-	rtt, err := pinger.ping(ctx, firstPingTimeout)
-	if err != nil {
-		return Path{}, fmt.Errorf("ping %s at %s: %w", p, c.RemoteMultiaddr(), err)
-	}
-	n.paths.mu.Lock()
-	defer n.paths.mu.Unlock()
-	if pp := n.paths.peers[p]; pp != nil && pp.best != nil && pp.best.conn == c {
-		path := n.paths.describeLocked(p, pp)
-		path.RTT = rtt
-		return path, nil
-	}
-	return Path{}, fmt.Errorf("ping %s: the path changed meanwhile", p)
 }
 
 // prefer compares two links by what was measured.

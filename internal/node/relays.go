@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/event"
@@ -14,6 +15,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	circuit "github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/client"
 	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/proto"
+	ma "github.com/multiformats/go-multiaddr"
 )
 
 // Reservations, by an own loop for each relay: libp2p's AutoRelay waits for AutoNAT, knows a back-off
@@ -159,6 +161,7 @@ func (n *Node) meetRelay(ctx context.Context, id peer.ID) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, reserveWithin)
 	defer cancel()
+	defer context.AfterFunc(n.network.ctx(), cancel)() // dials from an address of yesterday
 	return n.connectRelay(ctx, relay)
 }
 
@@ -278,26 +281,53 @@ func (n *Node) dialBeside(ctx context.Context, id peer.ID) {
 // renewLinks dials the relay anew by each transport and closes the old connections that carry no
 // circuit. After a change of network the old ones may live on (QUIC survives it), but the relay goes
 // on seeing them at the old address, which nobody can punch to.
+//
+// It returns when the first one is there, or none came.
 func (n *Node) renewLinks(ctx context.Context, id peer.ID) {
+	done := make(chan struct{})
+	if !n.tasks.start(func() { n.redial(ctx, id, sync.OnceFunc(func() { close(done) })) }) {
+		return
+	}
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+}
+
+func (n *Node) redial(ctx context.Context, id peer.ID, done func()) {
+	defer done()
 	old := n.paths.links(id)
 	relay, _ := n.relayInfo(id)
 	ctx, cancel := context.WithTimeout(ctx, reserveWithin)
 	defer cancel()
-	dialled := make(map[string]bool)
-	for _, a := range relay.Addrs {
-		if a, _ = peer.SplitAddr(a); len(a) > 0 && !dialled[transportOf(a)] {
-			if isWeb(a) && (dialled["quic-v1"] || dialled["tcp"]) {
-				continue // only where nothing else gets out
+	defer context.AfterFunc(n.network.ctx(), cancel)()
+	dial := func(fits func(ma.Multiaddr) bool) (ok bool) {
+		for _, a := range relay.Addrs {
+			if a, _ = peer.SplitAddr(a); len(a) > 0 && !ok && fits(a) {
+				ok = n.dialDirect(ctx, id, a) == nil
 			}
-			dialled[transportOf(a)] = n.dialDirect(ctx, id, a) == nil
 		}
+		return ok
 	}
-	for _, l := range old {
-		if dialled[transportOf(l.conn.RemoteMultiaddr())] && !carriesCircuit(l.conn) {
-			l.conn.Close()
-		} else {
-			n.paths.check(l)
-		}
+	var wg sync.WaitGroup
+	var any atomic.Bool
+	for _, transport := range []string{"quic-v1", "tcp"} {
+		wg.Go(func() {
+			if !dial(func(a ma.Multiaddr) bool { return transportOf(a) == transport && !isWeb(a) }) {
+				return
+			}
+			any.Store(true)
+			done()
+			for _, l := range old {
+				if transportOf(l.conn.RemoteMultiaddr()) == transport && !carriesCircuit(l.conn) {
+					l.conn.Close()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if !any.Load() {
+		dial(isWeb) // only where nothing else gets out
 	}
 }
 

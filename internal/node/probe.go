@@ -1,0 +1,186 @@
+package node
+
+import (
+	"context"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+)
+
+// Each connection is measured by a goroutine of its own, which also finds out that it is dead.
+
+const (
+	// firstPings is how many round trips a new connection is measured by, the lowest counting.
+	firstPings = 3
+	// firstPingTimeout is how long a new connection may take to answer.
+	firstPingTimeout = 5 * time.Second
+	// probeEvery is how often the path of a peer in use is probed, and standbyEvery its other
+	// connections: often enough to keep NAT mappings (most live 30 s and longer).
+	probeEvery   = 15 * time.Second
+	standbyEvery = 25 * time.Second
+	// relayEvery is how often a relay is pinged: its death has to be known within seconds, for all
+	// paths over it die with it, and silent death shows by nothing else for 30 s. Under load whoever
+	// waits for bytes notices sooner, and asks.
+	relayEvery = 5 * time.Second
+	// probeTimeout is the longest wait for a probe: some resends on a lossy wire. quickTimeout is the
+	// shortest for one that was asked for because the connection fell silent, which else is quickRTTs
+	// round trips.
+	probeTimeout = 2 * time.Second
+	quickTimeout = time.Second
+	quickRTTs    = 4
+	// misses is how many probes in a row may fail before a connection is closed.
+	misses = 2
+)
+
+// probe measures l until it closes: at once, then now and again if its peer is in use or a relay, and
+// whenever it is asked to.
+func (ps *paths) probe(p peer.ID, l *link) {
+	pinger := &pinger{conn: l.conn}
+	defer pinger.close()
+	ctx, cancel := context.WithCancel(ps.node.ctx)
+	defer cancel()
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() { // ends with l or with the loop below
+		select {
+		case <-l.done:
+			cancel()
+		case <-stop:
+		}
+	}()
+
+	missed := 0
+	measure := func(timeout time.Duration) bool {
+		rtt, err := pinger.ping(ctx, timeout)
+		if ctx.Err() != nil {
+			return false
+		}
+		ps.measuredRTT(p, l, rtt, err == nil)
+		if err != nil {
+			missed++
+			return false
+		}
+		missed = 0
+		return true
+	}
+	for range firstPings {
+		if !measure(firstPingTimeout) {
+			break
+		}
+	}
+	for {
+		timer := time.NewTimer(ps.interval(p, l, missed))
+		select {
+		case <-timer.C:
+			if ps.watched(p) {
+				measure(probeTimeout)
+			}
+		case answer := <-l.poke:
+			timer.Stop()
+			ok := measure(max(quickTimeout, quickRTTs*ps.rtt(l)))
+			answer <- ok
+			if !ok && ctx.Err() == nil {
+				// Whoever asked has seen silence on it too: that is two.
+				ps.node.log.Debug("connection fell silent, closed", "peer", p, "path", l.conn.RemoteMultiaddr())
+				l.conn.Close()
+				return
+			}
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		}
+		if missed >= misses {
+			ps.node.log.Debug("connection fell silent, closed", "peer", p, "path", l.conn.RemoteMultiaddr())
+			l.conn.Close()
+			return
+		}
+	}
+}
+
+// watched says whether p's connections are probed: peers in use, and relays that we reserve at.
+func (ps *paths) watched(p peer.ID) bool { return ps.node.isHeld(p) || ps.node.relays.has(p) }
+
+func (ps *paths) interval(p peer.ID, l *link, missed int) time.Duration {
+	if missed > 0 {
+		return quickTimeout
+	}
+	if left := ps.trialLeft(p, l); left > 0 {
+		return left
+	}
+	if ps.node.relays.has(p) {
+		return relayEvery
+	}
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if pp := ps.peers[p]; pp != nil && pp.best == l {
+		return probeEvery
+	}
+	return standbyEvery
+}
+
+func (ps *paths) rtt(l *link) time.Duration {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	return l.rtt
+}
+
+// measuredRTT takes a result in: the first ones by their minimum, later ones smoothed.
+func (ps *paths) measuredRTT(p peer.ID, l *link, rtt time.Duration, ok bool) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	pp := ps.peers[p]
+	if pp == nil || !contains(pp.links, l) {
+		return
+	}
+	if !ok {
+		ps.fellLocked(p, l)
+	}
+	l.silent = !ok
+	switch {
+	case !ok:
+	case l.rtt == 0, time.Since(l.since) < firstPingTimeout && rtt < l.rtt:
+		l.rtt = rtt
+	case time.Since(l.since) >= firstPingTimeout:
+		l.rtt = (7*l.rtt + rtt) / 8
+	}
+	ps.chooseLocked(p, l)
+}
+
+// suspect keeps streams away from c and asks it for a sign of life; without one it is closed.
+func (ps *paths) suspect(p peer.ID, c network.Conn) {
+	l := ps.find(p, c)
+	if l == nil {
+		return
+	}
+	ps.mu.Lock()
+	ps.fellLocked(p, l)
+	l.silent = true
+	ps.chooseLocked(p, nil)
+	ps.mu.Unlock()
+	ps.node.tasks.start(func() { ps.check(l) })
+	if l.relay != "" {
+		// It may be the relay that died: all that goes by it waits for that to be known.
+		ps.node.tasks.start(func() { ps.node.checkLinks(l.relay) })
+	}
+}
+
+// check asks l for a sign of life now; false: there was none, and l is closed.
+func (ps *paths) check(l *link) bool {
+	answer := make(chan bool, 1)
+	select {
+	case l.poke <- answer:
+	case <-l.done:
+		return false
+	case <-ps.node.ctx.Done():
+		return false
+	}
+	select {
+	case ok := <-answer:
+		return ok
+	case <-l.done:
+		return false
+	case <-ps.node.ctx.Done():
+		return false
+	}
+}
