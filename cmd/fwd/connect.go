@@ -26,9 +26,11 @@ ends; Ctrl-C ends it and its connections, and nothing else.
 
 "listening on …" is printed as soon as connections are accepted. A machine that is
 offline is waited for, unless --timeout says how long. With "-" one connection is
-carried over standard input and output, as ssh wants a ProxyCommand.`,
+carried over standard input and output, as ssh wants a ProxyCommand; a machine's name
+then means its service ssh. Several services are NAME:LOCAL each.`,
 		Example: `fwd connect nas 2222            # then: ssh -p 2222 localhost
 fwd connect web                 # the target's own port, or a free one
+fwd connect nas:2222 web:8080 db:unix:/tmp/db.sock
 fwd connect nas 0.0.0.0:8999    # for others too; the exposer must allow this machine
 ssh -o ProxyCommand='fwd connect %h -' nas.fwd`,
 		Annotations: map[string]string{
@@ -36,13 +38,17 @@ ssh -o ProxyCommand='fwd connect %h -' nas.fwd`,
 				"LOCAL\t2222, addr:2222, unix:/path or -; default the target's own port, or a free one",
 			partExits: "3 4 5 6 7",
 		},
-		Args:              words(1, 2),
-		ValidArgsFunction: a.completeServices,
+		Args: oneOrSeveral,
 	}
 	cmd.Flags().StringVar(&req.Path, "path", "", "go by this `WAY`: auto, direct or relay; default auto")
+	cmd.Flags().BoolVar(&req.Keep, "keep", false, "\"fwd up\" and the service do it too, from now on; if one runs, it takes over")
 	timeout := spanVar(cmd, "timeout", "give up a machine that is not reached in this time; default never")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		req.Name, req.Timeout = args[0], time.Duration(*timeout)
+		req.Timeout = time.Duration(*timeout)
+		if strings.Contains(args[0], ":") {
+			return a.connectSeveral(cmd.Context(), req, args)
+		}
+		req.Name = args[0]
 		if len(args) == 2 {
 			local, err := wholePath(args[1])
 			if err != nil {
@@ -50,43 +56,57 @@ ssh -o ProxyCommand='fwd connect %h -' nas.fwd`,
 			}
 			req.Local = local
 		}
+		if req.Local == "-" && req.Keep {
+			return usageError("fwd connect "+req.Name+" LOCAL --keep", "--keep: standard input and output do not outlive the command")
+		}
 		if req.Local == "-" {
 			return a.connectStdio(cmd.Context(), req)
 		}
-		return a.connect(cmd.Context(), req)
+		return a.connect(cmd.Context(), req, "")
 	}
 	return cmd
 }
 
-func (a *app) connect(ctx context.Context, req daemon.ConnectRequest) error {
+// connect holds one forward; among several, label is its name.
+func (a *app) connect(ctx context.Context, req daemon.ConnectRequest, label string) error {
+	if label != "" {
+		label += ": "
+	}
 	told := false
 	return a.hold(ctx, func() any { return req }, func(e daemon.Event) {
 		switch {
 		case e.Event == "listening":
 			again := told
 			told = true
-			req.Local = e.Local // a repetition wants the same
-			a.listening(e, again)
+			req.Local, req.Keep = e.Local, false // a repetition wants the same
+			a.listening(e, again, label != "")
 		case a.out.json:
 			a.tell(e)
 		case e.Event == "path" && e.Path == nil:
-			a.out.stage("no path to " + req.Name + " now; waiting for one")
+			a.out.stage(label + "no path to " + req.Name + " now; waiting for one")
 		case e.Event == "path":
-			a.out.stage(pathWords(e.Path))
+			a.out.stage(label + pathWords(e.Path))
 		default:
 			a.tell(e)
 		}
 	})
 }
 
-func (a *app) listening(e daemon.Event, again bool) {
+func (a *app) listening(e daemon.Event, again, several bool) {
 	switch {
 	case a.out.json:
 		a.out.object(e)
 	case again:
 		a.out.story("listening on %s again", e.Local)
 	default:
-		a.out.answer("listening on %s", e.Local)
+		if several {
+			a.out.answer("listening on %s for %s", e.Local, e.Service)
+		} else {
+			a.out.answer("listening on %s", e.Local)
+		}
+		if host, _, err := net.SplitHostPort(e.Local); err == nil && !net.ParseIP(host).IsLoopback() && host != "localhost" && !strings.HasPrefix(e.Local, "unix:") {
+			a.out.story("note: whoever reaches this machine at that address can use it")
+		}
 		if how := usage(e.Service, e.Port, e.Local); how != "" {
 			a.out.story("use it: %s", how)
 		}
@@ -159,7 +179,7 @@ func newDisconnect(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "disconnect LOCAL",
 		GroupID: groupForward,
-		Short:   "end a connect, from any terminal",
+		Short:   "end a connect, from any terminal; one that was kept for good",
 		Annotations: map[string]string{
 			partArgs:  "LOCAL\twhere it listens, as \"fwd status\" shows it, or only its port",
 			partExits: "3 8",
@@ -171,23 +191,7 @@ func newDisconnect(a *app) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.askRunning(cmd.Context(), daemon.DisconnectRequest{Local: local}, a.tell)
+		return a.endWish(cmd.Context(), daemon.DisconnectRequest{Local: local})
 	}
 	return cmd
-}
-
-// completeServices completes a service's name, if a daemon runs to ask.
-func (a *app) completeServices(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	if len(args) > 0 {
-		return nil, cobra.ShellCompDirectiveDefault
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second) // a person waits
-	defer cancel()
-	var names []string
-	a.askRunning(ctx, daemon.LsRequest{}, listed(a, "ls", func(services []daemon.LsEntry) {
-		for _, s := range services {
-			names = append(names, s.Service)
-		}
-	}))
-	return names, cobra.ShellCompDirectiveNoFileComp
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"path/filepath"
 	"strings"
 	"time"
@@ -32,6 +34,7 @@ fwd expose unix:/var/run/docker.sock --hold 1h`,
 	}
 	cmd.Flags().StringVar(&req.Name, "name", "", "the service's `NAME`; default by the port: ssh, http, …")
 	cmd.Flags().StringSliceVar(&req.Allow, "allow", nil, "`WHO` may use it: machine, peer ID, tag:T, members; default members")
+	cmd.Flags().BoolVar(&req.Keep, "keep", false, "\"fwd up\" and the service do it too, from now on; if one runs, it takes over")
 	hold := spanVar(cmd, "hold", "how long connections outlive an outage; default 24h")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		target, err := wholePath(args[0])
@@ -65,7 +68,7 @@ func newUnexpose(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "unexpose NAME",
 		GroupID: groupForward,
-		Short:   "end an expose, from any terminal",
+		Short:   "end an expose, from any terminal; one that was kept for good",
 		Annotations: map[string]string{
 			partArgs:  "NAME\tthe service, as \"fwd status\" shows it",
 			partExits: "3 8",
@@ -75,9 +78,22 @@ func newUnexpose(a *app) *cobra.Command {
 	cmd.Flags().BoolVar(&req.Release, "release", false, "also give the short name back, for another machine to take")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		req.Name = args[0]
-		return a.askRunning(cmd.Context(), req, a.tell)
+		return a.endWish(cmd.Context(), req)
 	}
 	return cmd
+}
+
+// endWish is unexpose and disconnect. What is only kept is taken back without a
+// daemon too.
+func (a *app) endWish(ctx context.Context, request any) error {
+	err := a.askRunning(ctx, request, a.tell)
+	if errors.Is(err, daemon.ErrNoDaemon) {
+		found, forgot := daemon.Forget(a.home, request)
+		if found || forgot != nil {
+			return forgot
+		}
+	}
+	return err
 }
 
 func newAllow(a *app) *cobra.Command { return newAccess(a, false) }

@@ -86,18 +86,23 @@ func (a *app) joinAsking(ctx context.Context, req daemon.JoinRequest) error {
 
 func (a *app) join(ctx context.Context, req daemon.JoinRequest) error {
 	return a.ask(ctx, req, func(e daemon.Event) {
-		var j daemon.Joined
-		switch {
-		case a.out.json && e.Event == "joined":
-			a.out.object(e.Result)
-		case e.Event != "joined" || json.Unmarshal(e.Result, &j) != nil:
-			a.tell(e)
-		case j.Again:
-			a.out.answer("already in %q as %s", j.Network, j.Name)
-		default:
-			a.out.answer("joined %q as %s", j.Network, j.Name)
-		}
+		a.joined(e)
 	})
+}
+
+// joined prints that this machine is on the network.
+func (a *app) joined(e daemon.Event) {
+	var j daemon.Joined
+	switch {
+	case a.out.json && e.Event == "joined":
+		a.out.object(e.Result)
+	case e.Event != "joined" || json.Unmarshal(e.Result, &j) != nil:
+		a.tell(e)
+	case j.Again:
+		a.out.answer("already in %q as %s", j.Network, j.Name)
+	default:
+		a.out.answer("joined %q as %s", j.Network, j.Name)
+	}
 }
 
 func newInvite(a *app) *cobra.Command {

@@ -38,7 +38,12 @@ fwd relay --listen 4001 --listen 443 --announce vps.example.org`,
 	cmd.Flags().IntVar(&req.Uses, "uses", 0, "the first invite lets `N` machines in; default 1")
 	cmd.Flags().StringVar(&req.Invite, "invite", "", "join the network of this `INVITE` (from fwd invite --relay) first")
 	cmd.Flags().StringVar(&req.Name, "as", "", "this machine's `NAME` in the network; default the host's")
+	cmd.Flags().BoolVar(&req.Keep, "keep", false, "\"fwd up\" and the service do it too, from now on")
+	forget := cmd.Flags().Bool("forget", false, "take --keep back, and end")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if *forget {
+			return daemon.ForgetRelay(a.home)
+		}
 		err := a.relay(cmd.Context(), req)
 		var f *daemon.Failure
 		if errors.As(err, &f) && f.Exit == daemon.ExitUsage && len(req.Announce) == 0 && strings.Contains(f.Hint, "--announce") && a.mayPrompt() {
@@ -57,22 +62,27 @@ fwd relay --listen 4001 --listen 443 --announce vps.example.org`,
 
 func (a *app) relay(ctx context.Context, req daemon.RelayRequest) error {
 	err := daemon.Run(ctx, a.home, req, func(e daemon.Event) {
-		switch {
-		case a.out.json:
-			a.tell(e)
-		case e.Event == "relay":
-			a.out.story("this machine relays for the network %q at %s (UDP and TCP)", e.Message, strings.Join(uniqueHostPorts(e.Addrs), ", "))
-		case e.Event == "invite":
-			a.invited(e)
-			a.out.story("for each further machine, run \"fwd invite\" here or on that first one")
-		default:
-			a.tell(e)
-		}
+		a.relayed(e)
 	})
 	if err == nil {
 		err = ctx.Err() // a relay has no end of its own
 	}
 	return err
+}
+
+// relayed tells what a relay says when it starts.
+func (a *app) relayed(e daemon.Event) {
+	switch {
+	case a.out.json:
+		a.tell(e)
+	case e.Event == "relay":
+		a.out.story("this machine relays for the network %q at %s (UDP and TCP)", e.Message, strings.Join(uniqueHostPorts(e.Addrs), ", "))
+	case e.Event == "invite":
+		a.invited(e)
+		a.out.story("for each further machine, run \"fwd invite\" here or on that first one")
+	default:
+		a.tell(e)
+	}
 }
 
 // invited prints a code, which is the answer, and its story.

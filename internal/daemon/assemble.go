@@ -61,6 +61,7 @@ func (d *Daemon) assemble(plan *relayPlan, limits limitsConfig) error {
 		Open:      d.openLane,
 		Authorize: d.authorizeLane,
 		Hold:      limits.Hold.Duration,
+		HoldFor:   d.holdFor,
 		Budget:    limits.Memory.bytes,
 		Log:       d.log,
 	})

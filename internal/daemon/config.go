@@ -61,6 +61,7 @@ type exposeConfig struct {
 	Target targetWord `toml:"target"`
 	Name   nameWord   `toml:"name"`
 	Allow  []string   `toml:"allow"`
+	Hold   spanWord   `toml:"hold"` // if less than limits.hold
 }
 
 type connectConfig struct {
@@ -198,7 +199,7 @@ func (r *relayConfig) request(name nameWord) RelayRequest {
 }
 
 func (e exposeConfig) request() ExposeRequest {
-	return ExposeRequest{Target: e.Target.text, Name: e.Name.text, Allow: slices.Clone(e.Allow)}
+	return ExposeRequest{Target: e.Target.text, Name: e.Name.text, Allow: slices.Clone(e.Allow), Hold: e.Hold.Duration}
 }
 
 func (f connectConfig) request() ConnectRequest {

@@ -166,6 +166,16 @@ func (d *Daemon) lookup(p peer.ID, name string) (forward.Target, error) {
 	return svc.target, nil
 }
 
+// holdFor is how long the service's connections outlive an outage; 0: as all.
+func (d *Daemon) holdFor(name string) time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if svc := d.services[name]; svc != nil {
+		return svc.hold
+	}
+	return 0
+}
+
 // claimWait is how long expose waits for the owner's word on a short name
 // before it goes on without: over a relay it takes two round trips.
 const claimWait = 3 * time.Second

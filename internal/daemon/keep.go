@@ -118,18 +118,16 @@ func Forget(home Home, request any) (found bool, err error) {
 	})
 }
 
-// KeepRelay has `fwd up` run this machine as a relay from now on; nil: no more.
-func KeepRelay(home Home, request *RelayRequest) error {
-	if request != nil {
-		r := *request
-		r.Invite, r.Uses, r.Keep = "", 0, false // of the first start alone
-		request = &r
-	}
-	if err := home.prepare(); err != nil {
-		return err
-	}
+// keepRelay has `fwd up` run this machine as a relay from now on.
+func (d *Daemon) keepRelay(r RelayRequest) error {
+	r.Invite, r.Uses, r.Keep = "", 0, false // of the first start alone
+	return d.state.change(func(s *stateFile) { s.Kept.Relay = &r })
+}
+
+// ForgetRelay takes that back, in a home whose daemon does not run.
+func ForgetRelay(home Home) error {
 	_, err := changeState(home, func(s *stateFile) bool {
-		s.Kept.Relay = request
+		s.Kept.Relay = nil
 		return true
 	})
 	return err
@@ -144,7 +142,7 @@ func changeState(home Home, f func(*stateFile) bool) (changed bool, err error) {
 	if ok, err := lock.TryLock(); err != nil {
 		return false, fmt.Errorf("lock %s: %w", home.State, err)
 	} else if !ok {
-		return false, errLocked
+		return false, fail(ExitFailed, "already-running", "end it first: fwd stop", "a fwd daemon runs in %s", home.State)
 	}
 	defer lock.Unlock()
 	s, err := openState(home.file("daemon"))

@@ -319,11 +319,41 @@ func TestTheFileMakesARelay(t *testing.T) {
 func TestAKeptRelayRelaysUnderUp(t *testing.T) {
 	home := newHome(t)
 	port := freePort(t)
-	if err := KeepRelay(home, &RelayRequest{Listen: []string{"127.0.0.1:" + port}, Announce: []string{"127.0.0.1"}, Name: "vps", Invite: "gone"}); err != nil {
+	ctx, stop := context.WithCancel(context.Background())
+	ended, up := make(chan error, 1), make(chan struct{})
+	go func() {
+		request := RelayRequest{Listen: []string{"127.0.0.1:" + port}, Announce: []string{"127.0.0.1"}, Name: "vps", Keep: true}
+		ended <- Run(ctx, home, request, func(e Event) {
+			if e.Event == "relay" {
+				close(up)
+			}
+		})
+	}()
+	await(t, up, "the relay")
+	stop()
+	await(t, ended, "its end")
+
+	ctx, stop = context.WithCancel(context.Background())
+	go func() { ended <- Up(ctx, home, UpRequest{}, func(Event) {}) }()
+	m := &machine{t, home}
+	eventually(t, "it relays", func() bool {
+		c, err := Dial(ctx, home)
+		if err != nil {
+			return false
+		}
+		c.Close()
+		s := m.status()
+		return s.Relaying != nil && s.Name == "vps"
+	})
+	stop()
+	await(t, ended, "fwd up's end")
+
+	if err := ForgetRelay(home); err != nil {
 		t.Fatal(err)
 	}
-	m := newUp(t, home, UpRequest{})
-	eventually(t, "it relays", func() bool { s := m.status(); return s.Relaying != nil && s.Name == "vps" })
+	if s := newUp(t, home, UpRequest{}).status(); s.Relaying != nil {
+		t.Errorf("a relay that was taken back: %+v", s.Relaying)
+	}
 }
 
 func TestStandardInputAndOutputOfAMachineIsItsSSH(t *testing.T) {

@@ -1,0 +1,59 @@
+package main
+
+import (
+	"context"
+	"os"
+
+	"github.com/kardianos/service"
+)
+
+// underManager runs f as Windows runs a service, if it was started as one: the
+// manager is answered, and its word ends f. There is no terminal then, so what
+// is printed goes to the log.
+func (a *app) underManager(ctx context.Context, f func(context.Context) error) error {
+	if service.Interactive() {
+		return f(ctx)
+	}
+	if log, err := os.OpenFile(a.home.Log(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); err == nil {
+		os.Stdout, os.Stderr = log, log
+		a.out = newOutput(log, log)
+		defer log.Close()
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	p := &managed{f: f, ctx: ctx, cancel: cancel, ended: make(chan error, 1)}
+	s, err := service.New(p, &service.Config{Name: serviceName})
+	if err != nil {
+		return failed("", "answer the service manager: %v", err)
+	}
+	if err := s.Run(); err != nil {
+		return failed("", "run as a service: %v", err)
+	}
+	return p.err
+}
+
+// managed is f as kardianos/service runs it.
+type managed struct {
+	f      func(context.Context) error
+	ctx    context.Context
+	cancel context.CancelFunc
+	ended  chan error
+	err    error
+}
+
+func (m *managed) Start(s service.Service) error {
+	go func() { // ends with f, which Stop ends
+		err := m.f(m.ctx)
+		m.ended <- err
+		if m.ctx.Err() == nil {
+			os.Exit(1) // so that the manager sees a failure, and begins anew
+		}
+	}()
+	return nil
+}
+
+func (m *managed) Stop(s service.Service) error {
+	m.cancel()
+	m.err = <-m.ended
+	return nil
+}

@@ -1,0 +1,343 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/kardianos/service"
+	"github.com/spf13/cobra"
+
+	"fwd/internal/daemon"
+)
+
+// A service is `fwd up`, run by the system's own manager: systemd, launchd or
+// Windows. What is told to the manager is in unit.go; here it is only handed
+// over, by kardianos/service.
+
+const serviceName = "fwd"
+
+func newService(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "service",
+		GroupID: groupSelf,
+		Short:   "have the system run \"fwd up\"",
+		Args:    subcommands,
+		RunE:    func(cmd *cobra.Command, args []string) error { return nil },
+	}
+	cmd.AddCommand(newServiceInstall(a), newServiceUninstall(a), newServiceStatus(a), newServiceLogs(a))
+	return cmd
+}
+
+// systemFlag: root's services are the system's, since root seldom logs in.
+func systemFlag(cmd *cobra.Command) *bool {
+	system := new(bool)
+	cmd.Flags().BoolVar(system, "system", os.Geteuid() == 0, "the machine's service, not this user's; default for root")
+	return system
+}
+
+func newServiceInstall(a *app) *cobra.Command {
+	var config string
+	cmd := &cobra.Command{
+		Use:   "install",
+		Short: "install, enable and start the service; again: anew",
+		Long: `Have the system run "fwd up" from now on: as a service of this user, or as root
+(or with --system) as one of the machine, which runs from boot.
+
+On Linux the machine's service is confined by systemd and runs as the user fwd, who is
+made for it. This user's identity, roster and fwd.toml move to it: to /var/lib/fwd and
+/etc/fwd. Members of the group fwd may use it with the same commands. On macOS and
+Windows it runs with the home in which this machine joined.`,
+		Example: "fwd service install\nsudo fwd service install\nsudo usermod -aG fwd $USER    # then fwd status and the others need no sudo",
+		Args:    noArgs,
+	}
+	system := systemFlag(cmd)
+	cmd.Flags().StringVarP(&config, "config", "c", "", "the `FILE`; default fwd.toml in the configuration folder")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if config != "" {
+			whole, err := filepath.Abs(config)
+			if err != nil {
+				return usageError("write the whole path", "%s: %v", config, err)
+			}
+			config = whole
+			if _, err := daemon.CheckConfig(a.home, config); err != nil {
+				return err
+			}
+		}
+		return a.installService(*system, config)
+	}
+	return cmd
+}
+
+func (a *app) installService(system bool, config string) error {
+	if err := haveManager(); err != nil {
+		return err
+	}
+	if system && runtime.GOOS != "windows" && os.Geteuid() != 0 {
+		return failed("sudo fwd service install", "the machine's service is root's to install")
+	}
+	u, err := a.newUnit(system, config)
+	if err != nil {
+		return err
+	}
+	s, err := service.New(nothing{}, u.config())
+	if err != nil {
+		return failed("", "install the service: %v", err)
+	}
+	if _, err := s.Status(); !errors.Is(err, service.ErrNotInstalled) {
+		s.Stop() // it may not run
+		if err := s.Uninstall(); err != nil {
+			return failed("", "replace the service: %v", err)
+		}
+	}
+	if u.moves() {
+		if err := a.moveToSystem(); err != nil {
+			return err
+		}
+	}
+	if err := s.Install(); err != nil {
+		return failed("", "install the service: %v", err)
+	}
+	if err := s.Start(); err != nil {
+		return failed("fwd service logs", "start the service: %v", err)
+	}
+	a.out.answer("the service runs; its home is %s, its configuration %s", u.home.State, u.configPath())
+	if runtime.GOOS == "linux" && !system {
+		a.out.story("it ends when you log out, unless: sudo loginctl enable-linger %s", userName())
+	}
+	return nil
+}
+
+// haveManager: only managers that a unit is written for.
+func haveManager() error {
+	switch p := service.Platform(); p {
+	case "linux-systemd", "darwin-launchd", "windows-service":
+		return nil
+	case "":
+		return failed("run \"fwd up\" from the system's own init; docs/operate.md has examples", "there is no service manager here that fwd knows")
+	default:
+		return failed("run \"fwd up\" from the system's own init; docs/operate.md has examples", "fwd writes no service for %s", p)
+	}
+}
+
+// moveToSystem makes what this user joined the machine's.
+func (a *app) moveToSystem() error {
+	if _, err := user.LookupGroup(serviceName); err != nil {
+		// The group is what lets people use the service. Without useradd systemd makes
+		// a user for the time it runs, and root alone can use it.
+		if useradd, err := exec.LookPath("useradd"); err == nil {
+			out, err := exec.Command(useradd, "--system", "--user-group", "--no-create-home", "--home-dir", daemon.SystemHome().State,
+				"--shell", "/usr/sbin/nologin", serviceName).CombinedOutput()
+			if err != nil {
+				return failed("", "make the user fwd: %v: %s", err, out)
+			}
+			a.out.story("made the user and group fwd")
+		}
+	}
+	from := daemon.UserHome()
+	if name := os.Getenv("SUDO_USER"); name != "" && !from.HasIdentity() {
+		if u, err := user.Lookup(name); err == nil {
+			from = daemon.Home{State: filepath.Join(u.HomeDir, ".local/state/fwd"), Config: filepath.Join(u.HomeDir, ".config/fwd/fwd.toml")}
+		}
+	}
+	if home := os.Getenv("FWD_HOME"); home != "" {
+		from = daemon.FindHome()
+	}
+	moved, err := daemon.MoveToSystem(from)
+	for _, line := range moved {
+		a.out.story("%s", line)
+	}
+	return err
+}
+
+func newServiceUninstall(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:         "uninstall",
+		Short:       "stop and remove the service; identity and configuration stay",
+		Args:        noArgs,
+		Annotations: map[string]string{partExits: "8"},
+	}
+	system := systemFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		s, u, err := a.service(*system)
+		if err != nil {
+			return err
+		}
+		if _, err := s.Status(); errors.Is(err, service.ErrNotInstalled) {
+			return notInstalled(u)
+		}
+		s.Stop() // it may not run
+		if err := s.Uninstall(); err != nil {
+			return failed("", "remove the service: %v", err)
+		}
+		a.out.answer("the service is gone; %s is as it was", u.home.State)
+		return nil
+	}
+	return cmd
+}
+
+func notInstalled(u *unit) error {
+	return &daemon.Failure{Code: "not-installed", Exit: daemon.ExitNoDaemon, Hint: "fwd service install", What: "there is no " + u.kind() + " fwd"}
+}
+
+// service is the manager's, with the unit that belongs to it.
+func (a *app) service(system bool) (service.Service, *unit, error) {
+	if err := haveManager(); err != nil {
+		return nil, nil, err
+	}
+	u, err := a.newUnit(system, "")
+	if err != nil {
+		return nil, nil, err
+	}
+	s, err := service.New(nothing{}, u.config())
+	if err != nil {
+		return nil, nil, failed("", "find the service: %v", err)
+	}
+	return s, u, nil
+}
+
+// serviceState is what `fwd service status --json` prints.
+type serviceState struct {
+	State   string              `json:"state"` // running, stopped, failed
+	System  bool                `json:"system"`
+	Manager string              `json:"manager"`
+	Home    string              `json:"home"`
+	Wishes  []daemon.WishStatus `json:"wishes"`
+}
+
+func newServiceStatus(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:         "status",
+		Short:       "say whether the service runs, and how what it should do fares",
+		Args:        noArgs,
+		Annotations: map[string]string{partExits: "8"},
+	}
+	system := systemFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		s, u, err := a.service(*system)
+		if err != nil {
+			return err
+		}
+		state := serviceState{State: "stopped", System: *system, Manager: service.Platform(), Home: u.home.State, Wishes: []daemon.WishStatus{}}
+		status, err := s.Status()
+		switch {
+		case errors.Is(err, service.ErrNotInstalled):
+			return notInstalled(u)
+		case err != nil:
+			state.State = "failed"
+		case status == service.StatusRunning:
+			state.State = "running"
+		}
+		quiet := &app{home: u.home, out: &output{stdout: io.Discard, stderr: io.Discard}}
+		quiet.askRunning(cmd.Context(), daemon.StatusRequest{}, listed(quiet, "status", func(s daemon.Status) { state.Wishes = s.Wishes }))
+		if a.out.json {
+			a.out.object(state)
+		} else {
+			a.out.answer("the %s is %s (%s, home %s)", u.kind(), state.State, state.Manager, state.Home)
+			for _, w := range state.Wishes {
+				a.out.answer("  %s", strings.TrimSpace(w.Wish+": "+w.State+" "+w.Error))
+			}
+		}
+		if state.State != "running" {
+			return &daemon.Failure{Code: "not-running", Exit: daemon.ExitNoDaemon, Hint: "fwd service logs", What: "the service does not run"}
+		}
+		return nil
+	}
+	return cmd
+}
+
+func newServiceLogs(a *app) *cobra.Command {
+	var follow bool
+	var lines int
+	cmd := &cobra.Command{
+		Use:   "logs",
+		Short: "show what the service, or else the background daemon, wrote",
+		Args:  noArgs,
+	}
+	system := systemFlag(cmd)
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what it writes from now on")
+	cmd.Flags().IntVarP(&lines, "lines", "n", 100, "the last `N` lines; default 100")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if lines < 0 {
+			return usageError(usageLine(cmd), "--lines %d: less than none", lines)
+		}
+		s, u, err := a.service(*system)
+		if err == nil {
+			if _, err = s.Status(); errors.Is(err, service.ErrNotInstalled) || u.manager != "linux-systemd" {
+				return a.tail(cmd.Context(), u.home.Log(), lines, follow)
+			}
+			journalctl, err := exec.LookPath("journalctl")
+			if err != nil {
+				return failed("", "there is no journalctl: %v", err)
+			}
+			return replaceBy(journalctl, u.journal(lines, follow))
+		}
+		return a.tail(cmd.Context(), a.home.Log(), lines, follow)
+	}
+	return cmd
+}
+
+// tailWindow is how much of a log's end is looked at for its last lines: 1 MiB,
+// some 5 000 of them.
+const tailWindow = 1 << 20
+
+// tailEvery is how often a followed file is looked at.
+const tailEvery = 200 * time.Millisecond
+
+// tail prints a file's last lines and, if asked, what is added to it.
+func (a *app) tail(ctx context.Context, path string, lines int, follow bool) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return failed("nothing has run in this home yet?", "%v", err)
+	}
+	defer f.Close()
+	if end, err := f.Seek(0, io.SeekEnd); err == nil {
+		f.Seek(max(0, end-tailWindow), io.SeekStart)
+	}
+	var last []string
+	r := bufio.NewReader(f)
+	for {
+		line, err := r.ReadString('\n')
+		if line != "" {
+			last = append(last, line)
+		}
+		if err != nil {
+			break
+		}
+	}
+	for _, line := range last[max(0, len(last)-lines):] {
+		io.WriteString(a.out.stdout, line)
+	}
+	for follow {
+		if _, err := io.Copy(a.out.stdout, f); err != nil {
+			return failed("", "read %s: %v", path, err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(tailEvery):
+		}
+	}
+	return nil
+}
+
+func userName() string {
+	if u, err := user.Current(); err == nil {
+		return u.Username
+	}
+	return "$USER"
+}
+
+// nothing satisfies kardianos/service where no program is to be run.
+type nothing struct{}
+
+func (nothing) Start(service.Service) error { return nil }
+func (nothing) Stop(service.Service) error  { return nil }
