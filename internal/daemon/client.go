@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net"
 	"reflect"
@@ -96,8 +95,9 @@ func (c *Client) Call(ctx context.Context, request any, on func(Event)) error {
 var ErrLost = errors.New("the fwd daemon went away")
 
 // Stream makes the call of `connect -`: once the daemon says "open", the
-// connection is the session. Reads give what the far side sends, CloseWrite
-// ends our direction.
+// connection is the session. Reads give what the far side sends; io.EOF is its
+// clean end and io.ErrUnexpectedEOF a failure. CloseWrite ends our direction,
+// Close alone breaks it off.
 func (c *Client) Stream(ctx context.Context, request ConnectRequest, on func(Event)) (net.Conn, error) {
 	stop := context.AfterFunc(ctx, func() { c.conn.Close() })
 	if err := c.send(request); err != nil {
@@ -113,7 +113,7 @@ func (c *Client) Stream(ctx context.Context, request ConnectRequest, on func(Eve
 			if !stop() {
 				return nil, ctx.Err()
 			}
-			return &streamConn{UnixConn: c.conn.(*net.UnixConn), r: c.r}, nil
+			return &framed{Conn: c.conn, r: c.r}, nil
 		case "error":
 			c.conn.Close()
 			return nil, e.Failure
@@ -186,11 +186,3 @@ func commandOf(request any) string {
 	}
 	return b.String()
 }
-
-// streamConn reads first what the line reader already holds.
-type streamConn struct {
-	*net.UnixConn
-	r io.Reader
-}
-
-func (s *streamConn) Read(b []byte) (int, error) { return s.r.Read(b) }

@@ -13,6 +13,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"fwd/forward"
+	"fwd/forward/session"
 	"fwd/identity"
 	"fwd/internal/node"
 )
@@ -86,9 +87,10 @@ func (d *Daemon) connect(ctx context.Context, req ConnectRequest, from string, e
 		return err
 	}
 	entry := &forward.Entry{
-		Listener: listener,
-		Dial:     func(ctx context.Context) (forward.Conn, error) { return d.dialSession(ctx, f) },
-		Log:      d.log.With("service", req.Name, "peer", d.nameOf(p)),
+		Listener:  listener,
+		Dial:      func(ctx context.Context) (forward.Conn, error) { return d.dialSession(ctx, f) },
+		OnSession: d.tellRefusals(f, emit),
+		Log:       d.log.With("service", req.Name, "peer", d.nameOf(p)),
 	}
 	err = entry.Serve(ctx)
 	end(err)
@@ -96,6 +98,40 @@ func (d *Daemon) connect(ctx context.Context, req ConnectRequest, from string, e
 		return cause
 	}
 	return err
+}
+
+// tellRefusals has the person at the forward told why its connections end at
+// once: the local program sees only a reset. At most once a second, for a
+// browser tries many at a time.
+func (d *Daemon) tellRefusals(f *forwarding, emit func(Event)) func(net.Conn, forward.Conn) func(int64, int64, error) {
+	var mu sync.Mutex
+	var last time.Time
+	ended := func(_, _ int64, err error) {
+		var refused *session.RefusedError
+		if !errors.As(err, &refused) {
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if time.Since(last) < time.Second {
+			return
+		}
+		last = time.Now()
+		emit(Event{Event: "progress", Service: f.word, Message: refusalWords(d.nameOf(f.peer), refused)})
+	}
+	return func(net.Conn, forward.Conn) func(int64, int64, error) { return ended }
+}
+
+func refusalWords(machine string, refused *session.RefusedError) string {
+	switch refused.Code {
+	case session.Denied:
+		return fmt.Sprintf("%s does not let this machine use %s, or does not expose it now", machine, refused.Service)
+	case session.Refused:
+		return fmt.Sprintf("%s: nothing answers at the target of %s", machine, refused.Service)
+	case session.Timeout:
+		return fmt.Sprintf("%s: the target of %s does not answer in time", machine, refused.Service)
+	}
+	return fmt.Sprintf("%s refused a connection to %s: %s", machine, refused.Service, refused.Code)
 }
 
 // dialSession opens one session. The name is pinned to its peer: should the
@@ -125,17 +161,17 @@ func (d *Daemon) connectStdio(ctx context.Context, f *forwarding, req ConnectReq
 	local := stream.take()
 	stop := context.AfterFunc(ctx, func() { local.Close() })
 	defer stop()
-	_, _, err = forward.Copy(&bufferedUnix{UnixConn: local, r: stream.r}, conn)
+	_, _, err = forward.Copy(&framed{Conn: local, r: stream.r}, conn)
 	return err
 }
 
 // resolve finds the service's machine on the roster and checks the pin. An
 // unknown name is looked for in the newest roster first.
 func (d *Daemon) resolve(ctx context.Context, word string) (string, peer.ID, error) {
-	roster := d.book.Current()
-	if roster == nil {
-		return "", "", errNoNetwork
+	if err := d.belongs(); err != nil {
+		return "", "", err
 	}
+	roster := d.book.Current()
 	service, p, err := roster.Resolve(word)
 	if err != nil {
 		if d.freshen(ctx) {
@@ -399,14 +435,6 @@ func (d *Daemon) disconnect(req DisconnectRequest, emit func(Event)) error {
 	}
 	return fail(ExitUnknownName, "unknown-name", "see what is: fwd status", "nothing is connected at %q", req.Local)
 }
-
-// bufferedUnix is the control connection as the session's local end.
-type bufferedUnix struct {
-	*net.UnixConn
-	r interface{ Read([]byte) (int, error) }
-}
-
-func (b *bufferedUnix) Read(p []byte) (int, error) { return b.r.Read(p) }
 
 // localName is a listener as a person writes it, with the port it really got.
 func localName(l net.Listener) string {

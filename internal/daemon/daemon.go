@@ -57,13 +57,14 @@ type Daemon struct {
 	up       *up              // nil: not by `fwd up`
 	level    *slog.LevelVar
 	met      chan peer.ID // peers whose roster is to be compared
-	finish   context.CancelFunc
+	finish   context.CancelCauseFunc
 
 	mu       sync.Mutex
 	owner    *identity.Owner // nil: the network key is elsewhere
 	services map[string]*service
 	forwards map[*forwarding]bool
 	seen     map[peer.ID]sighting
+	expelled bool                 // the owner said that we are off the roster
 	offered  map[peer.ID][]string // what each exposed for us when last asked
 	wishes   int
 	idle     *time.Timer // ends the daemon; nil in the foreground
@@ -120,8 +121,8 @@ func run(ctx context.Context, home Home, opt options) (err error) {
 	}
 	defer lock.Unlock()
 
-	ctx, finish := context.WithCancel(ctx)
-	defer finish()
+	ctx, finish := context.WithCancelCause(ctx)
+	defer finish(nil)
 	var c config
 	if opt.up != nil {
 		c = *opt.up.config
@@ -141,7 +142,7 @@ func run(ctx context.Context, home Home, opt options) (err error) {
 
 	d.log.Info("fwd runs", "version", Version(), "peer", d.self, "pid", os.Getpid(), "addrs", d.node.Host().Addrs())
 	if opt.linger > 0 {
-		d.idle = time.AfterFunc(opt.linger, finish)
+		d.idle = time.AfterFunc(opt.linger, func() { finish(nil) })
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	if opt.up != nil {
@@ -169,7 +170,7 @@ func run(ctx context.Context, home Home, opt options) (err error) {
 
 // open reads what the home holds. Anything damaged is an error that names the
 // file: nothing is replaced.
-func open(home Home, how logConfig, finish context.CancelFunc) (*Daemon, error) {
+func open(home Home, how logConfig, finish context.CancelCauseFunc) (*Daemon, error) {
 	d := &Daemon{
 		home:     home,
 		level:    new(slog.LevelVar),

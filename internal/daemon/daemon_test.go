@@ -322,3 +322,16 @@ func shortTemp(t *testing.T) string {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	return dir
 }
+
+func TestTheOwnersWordEndsWhatARevokedMachineWishes(t *testing.T) {
+	relay, first := newRelay(t)
+	nas, phone := newMachine(t), newMachine(t)
+	nas.must(JoinRequest{Invite: first, As: "nas-box"})
+	phone.must(JoinRequest{Invite: relay.invite(), As: "phone"})
+	nas.hold(ExposeRequest{Target: reverser(t), Name: "nas"}, "exposed")
+	relay.must(RevokeRequest{Peer: "phone"})
+	eventually(t, "refusal of a new connect", func() bool {
+		_, err := phone.call(ConnectRequest{Name: "nas", Local: "127.0.0.1:0", Timeout: time.Second})
+		return failureOf(err).Code == "revoked" && failureOf(err).Exit == ExitRefused
+	})
+}

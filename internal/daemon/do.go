@@ -87,6 +87,6 @@ func (d *Daemon) stop(req StopRequest) error {
 		return fail(ExitFailed, "in-use", "", "the daemon is in use")
 	}
 	d.log.Info("asked to stop")
-	d.finish()
+	d.finish(errStopped)
 	return nil
 }

@@ -38,6 +38,10 @@ func (d *Daemon) expose(ctx context.Context, req ExposeRequest, from string, emi
 		return usage("choose another with --name", "%v", err)
 	}
 	if d.book.Current() == nil {
+		// Before a network is made for it: the list must be right.
+		if _, err := identity.ParseAllow(req.Allow, nil); err != nil {
+			return usage("machines can be named once they have joined: fwd invite", "--allow: %v", err)
+		}
 		if err := d.createNetwork("", identity.Member, emit); err != nil {
 			return err
 		}

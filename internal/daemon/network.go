@@ -116,11 +116,22 @@ func inviteStory(opt identity.InviteOptions) string {
 	if opt.Uses > 1 {
 		uses = fmt.Sprintf("%d machines", opt.Uses)
 	}
-	story := fmt.Sprintf("lets %s in within %s", uses, opt.Expires)
+	story := fmt.Sprintf("lets %s in within %s", uses, plainDuration(opt.Expires))
 	if len(opt.Only) > 0 {
 		story += ", as a guest of " + fmt.Sprint(len(opt.Only)) + " service(s)"
 	}
 	return story + "; there, run: fwd join"
+}
+
+// plainDuration is 24h and 90m where Go says 24h0m0s and 1h30m0s.
+func plainDuration(t time.Duration) string {
+	switch {
+	case t >= time.Hour && t%time.Hour == 0:
+		return fmt.Sprintf("%dh", t/time.Hour)
+	case t >= time.Minute && t%time.Minute == 0:
+		return fmt.Sprintf("%dm", t/time.Minute)
+	}
+	return t.String()
 }
 
 // revoke carries out `fwd revoke`.
@@ -211,9 +222,9 @@ func (d *Daemon) ownerImport(ctx context.Context, req OwnerImportRequest, emit f
 	}
 	owner, err := identity.Import(d.home.State, d.book, req.Backup, req.Passphrase, d.self, d.now())
 	if errors.Is(err, identity.ErrPassphrase) {
-		return fail(ExitRefused, "passphrase", "", "the passphrase does not open this backup")
+		return fail(ExitRefused, "passphrase", "try again; without its passphrase a backup is of no use", "the passphrase does not open this backup, or the backup is damaged")
 	} else if err != nil {
-		return fmt.Errorf("import the network key: %w", err)
+		return usage("give it the file that fwd owner export wrote", "import the network key: %v", err)
 	}
 	d.mu.Lock()
 	d.owner = owner
@@ -254,7 +265,7 @@ func (d *Daemon) leaveNetwork(ctx context.Context, req LeaveRequest, emit func(E
 	}
 	d.mu.Unlock()
 	if req.Purge {
-		d.finish() // the identity it runs with is gone
+		d.finish(errStopped) // the identity it runs with is gone
 	}
 	return nil
 }

@@ -119,6 +119,32 @@ func (d *Daemon) rosterCall(ctx context.Context, p peer.ID, mine rosterHello) (r
 func (d *Daemon) gone(p peer.ID) {
 	d.log.Warn("this machine is not on the roster any more", "says", d.nameOf(p))
 	d.sessions.Cut(func(q peer.ID, _, _ string) bool { return p == q }, errRevoked)
+	if p != d.book.Current().Owner {
+		return
+	}
+	// The owner's word is final: what is wished here has no hope.
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.expelled = true
+	for f := range d.forwards {
+		f.end(errExpelled)
+	}
+	for _, svc := range d.services {
+		svc.end(errExpelled)
+	}
+}
+
+// belongs fails where there is no network, or none any more.
+func (d *Daemon) belongs() error {
+	if d.book.Current() == nil {
+		return errNoNetwork
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.expelled {
+		return errExpelled
+	}
+	return nil
 }
 
 // serveRoster is the answerer's half. A stranger is told nothing but that it is
@@ -183,6 +209,9 @@ func (d *Daemon) learn(p peer.ID, offer identity.RosterMsg, version string) {
 	}
 	if d.book.Member(p, time.Now()) {
 		d.mu.Lock()
+		if p == d.book.Current().Owner && offer.Epoch > 0 {
+			d.expelled = false // it talks to us as to a member
+		}
 		d.seen[p] = sighting{at: time.Now(), version: version, epoch: offer.Epoch}
 		d.mu.Unlock()
 	}
@@ -246,8 +275,10 @@ func (d *Daemon) enforce() {
 }
 
 var (
-	errRevoked   = errors.New("no longer allowed")
-	errGone      = errors.New("this machine is not on the roster any more")
+	errRevoked  = errors.New("no longer allowed")
+	errGone     = errors.New("this machine is not on the roster any more")
+	errExpelled = fail(ExitRefused, "revoked", "ask for a new invite (fwd invite, there), then: fwd leave, fwd join",
+		"the network's owner has taken this machine off the roster")
 	errNoNetwork = fail(ExitUsage, "no-network", "fwd join INVITE, or make a network: fwd relay (on a VPS), fwd expose (on a LAN)",
 		"this machine belongs to no network yet")
 )

@@ -74,10 +74,9 @@ func (d *Daemon) serveWish(ctx context.Context, conn net.Conn) {
 	switch {
 	case stream.taken():
 		return
-	case err == nil, errors.Is(context.Cause(ctx), errWishEnded):
+	case err == nil, errors.Is(err, errWishEnded), errors.Is(context.Cause(ctx), errStopped):
 		w.event(Event{Event: "done"})
-	case ctx.Err() != nil && errors.Is(context.Cause(ctx), errClientGone):
-	case ctx.Err() != nil: // the daemon ends: the client starts it again, or not
+	case ctx.Err() != nil: // the client has gone, or the daemon ends and the client starts it again
 	default:
 		w.event(Event{Event: "error", Failure: failureOf(err)})
 	}
@@ -87,6 +86,8 @@ var (
 	errClientGone = errors.New("the client went away")
 	// errWishEnded: another terminal said unexpose or disconnect.
 	errWishEnded = errors.New("ended by another command")
+	// errStopped: fwd stop. The daemon is not wanted, so its clients are done too.
+	errStopped = errors.New("stopped")
 )
 
 func wantsStream(req Request) bool {
@@ -116,11 +117,11 @@ func (s *wishStream) watch() {
 }
 
 // take hands the connection to the command, for the session's bytes.
-func (s *wishStream) take() *net.UnixConn {
+func (s *wishStream) take() net.Conn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.owned = true
-	return s.Conn.(*net.UnixConn)
+	return s.Conn
 }
 
 func (s *wishStream) taken() bool {
