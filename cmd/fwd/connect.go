@@ -176,17 +176,25 @@ func (a *app) connectStdio(ctx context.Context, req daemon.ConnectRequest) error
 }
 
 func newDisconnect(a *app) *cobra.Command {
+	var session string
 	cmd := &cobra.Command{
-		Use:     "disconnect LOCAL",
+		Use:     "disconnect [LOCAL]",
 		GroupID: groupForward,
 		Short:   "end a connect, from any terminal; one that was kept for good",
 		Annotations: map[string]string{
 			partArgs:  "LOCAL\twhere it listens, as \"fwd status\" shows it, or only its port",
 			partExits: "3 8",
 		},
-		Args: words(1, 1),
+		Args: words(0, 1),
 	}
+	cmd.Flags().StringVar(&session, "session", "", "end this one connection: the `ID` that \"fwd status\" shows")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if (session != "") == (len(args) == 1) {
+			return usageError(usageLine(cmd), "either LOCAL or --session ID")
+		}
+		if session != "" {
+			return a.askRunning(cmd.Context(), daemon.DisconnectRequest{Session: session}, a.tell)
+		}
 		local, err := wholePath(args[0])
 		if err != nil {
 			return err

@@ -86,10 +86,18 @@ func statusText(s *daemon.Status) string {
 			state += " " + v.Path
 		}
 		rows = append(rows, []string{short(v.ID), v.Role, v.Service, state, bytesWord(v.Sent) + " sent", bytesWord(v.Received) + " received",
-			count(v.Migrations, "migration")})
+			count(v.Migrations, "migration"), waits(v)})
 	}
 	section(&b, "connections", rows)
 	return b.String()
+}
+
+// waits is what a detached connection waits for, and how long it will.
+func waits(s daemon.Session) string {
+	if s.WaitsFor == "" || s.HeldTill == nil {
+		return ""
+	}
+	return "waits for " + s.WaitsFor + ", until " + s.HeldTill.Local().Format("Jan 2 15:04")
 }
 
 // section prints aligned rows under a title, or nothing.

@@ -60,6 +60,7 @@ type Info struct {
 	Migrations int    // times the session changed its stream
 	Opened     time.Time
 	Since      time.Time // detached since; zero if open
+	Until      time.Time // when a detached one is given up; zero if open
 }
 
 // LaneInfo is one lane as `fwd status` shows it.

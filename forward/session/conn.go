@@ -338,10 +338,12 @@ func (c *Conn) Info() Info {
 		ID: c.id.String(), Service: c.name, Peer: l.link.peer, Role: l.link.role.String(), State: "open",
 		Sent: c.sent.Load(), Received: c.received.Load(), Opened: c.opened,
 	}
+	hold := l.link.holdFor(c.name)
 	l.mu.Lock()
 	i.Migrations = max(0, l.attached-c.born)
 	if l.cur == nil {
 		i.State, i.Since = "detached", l.link.e.wall(l.since)
+		i.Until = i.Since.Add(hold)
 	}
 	l.mu.Unlock()
 	return i

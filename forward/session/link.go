@@ -415,6 +415,17 @@ func (k *link) quietLocked() bool {
 	return true
 }
 
+// holdFor is how long this side holds a service's sessions without a path.
+func (k *link) holdFor(service string) time.Duration {
+	hold := k.e.cfg.Hold
+	if f := k.e.cfg.HoldFor; f != nil && k.role == exit {
+		if h := f(service); h > 0 {
+			hold = min(hold, h)
+		}
+	}
+	return hold
+}
+
 // silent tells of a stream of the peer's that has gone silent.
 func (k *link) silent(s Stream) {
 	if f := k.e.cfg.Silent; f != nil {

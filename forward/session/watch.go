@@ -317,12 +317,9 @@ func (l *lane) lookDetached(now, since time.Time, unacked bool) time.Duration {
 // release resets the sessions whose service does not hold them as long as this; it says when the next one will be due.
 func (l *lane) release(now, since time.Time) time.Duration {
 	next := l.link.e.cfg.Hold
-	if l.link.e.cfg.HoldFor == nil {
-		return next
-	}
 	for _, c := range l.link.sessions() {
-		hold := l.link.e.cfg.HoldFor(c.name)
-		if c.lane != l || hold <= 0 {
+		hold := l.link.holdFor(c.name)
+		if c.lane != l || hold == l.link.e.cfg.Hold {
 			continue
 		}
 		if left := hold - now.Sub(since); left > 0 {

@@ -116,8 +116,8 @@ func TestServicesHoldIsShorterThanTheLinks(t *testing.T) {
 		l.lost = peerE
 		l.last().Reset()
 		time.Sleep(59 * time.Second)
-		if n := len(l.e.Sessions()); n != 1 {
-			t.Fatal("gone too early", n)
+		if is := l.e.Sessions(); len(is) != 1 || is[0].Until.Sub(is[0].Since) != time.Minute {
+			t.Fatal("gone too early, or it does not tell", is)
 		}
 		time.Sleep(2 * time.Second)
 		if _, err := e.Read(make([]byte, 1)); !errors.Is(err, ErrReset) {

@@ -270,6 +270,10 @@ type Session struct {
 	Received   int64     `json:"received"`
 	Migrations int       `json:"migrations"`
 	Opened     time.Time `json:"opened"`
+
+	Since    *time.Time `json:"since,omitempty"`     // detached since
+	WaitsFor string     `json:"waits_for,omitempty"` // what would bring a detached one back
+	HeldTill *time.Time `json:"held_till,omitempty"` // then it is reset
 }
 
 type RelayingStatus struct {

@@ -62,6 +62,7 @@ func (d *Daemon) assemble(plan *relayPlan, limits limitsConfig) error {
 		Authorize: d.authorizeLane,
 		Hold:      limits.Hold.Duration,
 		HoldFor:   d.holdFor,
+		Silent:    d.pathSilent,
 		Budget:    limits.Memory.bytes,
 		Log:       d.log,
 	})
@@ -69,6 +70,7 @@ func (d *Daemon) assemble(plan *relayPlan, limits limitsConfig) error {
 	h.SetStreamHandler(rosterProtocol, d.serveRoster)
 	h.SetStreamHandler(joinProtocol, d.serveJoin)
 	h.SetStreamHandler(servicesProtocol, d.serveServices)
+	h.SetStreamHandler(nudgeProtocol, d.serveNudge)
 	h.SetStreamHandler(laneProtocol, func(s network.Stream) { d.sessions.Handle(s.Conn().RemotePeer(), s) })
 	d.met = make(chan peer.ID, 1024)
 	h.Network().Notify(&network.NotifyBundle{ConnectedF: d.connected})

@@ -413,8 +413,12 @@ func (d *Daemon) removeForward(f *forwarding) {
 	delete(d.forwards, f)
 }
 
-// disconnect ends a forward from any terminal, by its local address or port.
+// disconnect ends a forward from any terminal, by its local address or port, or
+// one connection by its session's ID.
 func (d *Daemon) disconnect(req DisconnectRequest, emit func(Event)) error {
+	if req.Session != "" {
+		return d.endSession(req.Session)
+	}
 	stood, inConfig, err := d.forget(req)
 	if err != nil {
 		return err

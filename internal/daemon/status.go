@@ -58,6 +58,7 @@ func (d *Daemon) status() Status {
 		if path, ok := d.node.PathBy(info.Peer, d.pathKind(info.Peer)); ok && info.State == "open" {
 			row.Path = path.Kind
 		}
+		d.tellDetached(&row, info)
 		s.Sessions = append(s.Sessions, row)
 	}
 	d.mu.Lock()
