@@ -251,8 +251,9 @@ func (c *Conn) finish() {
 		return
 	}
 	c.reading.Lock() // the last Read has left; later ones see closed
+	ended := c.ended
 	c.reading.Unlock()
-	if c.ended {
+	if ended {
 		c.st.Close()
 		return
 	}

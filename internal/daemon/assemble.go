@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"strconv"
 	"time"
 
@@ -81,9 +82,16 @@ func (d *Daemon) assemble(plan *relayPlan, limits limitsConfig) error {
 // meanwhile on a new one. A relay's port is what was asked for.
 func (d *Daemon) buildNode(cfg node.Config) error {
 	if cfg.Relay {
+		if err := checkPorts(cfg.Listen); err != nil {
+			hint := "is another relay running? choose another port with --listen, or end the other program"
+			if errors.Is(err, os.ErrPermission) {
+				hint = "ports below 1024 are for root; choose another with --listen"
+			}
+			return fail(ExitLocalPort, "local-port", hint, "cannot start the relay: %v", err)
+		}
 		n, err := node.New(cfg)
 		if err != nil {
-			return fail(ExitFailed, "port-in-use", "is another relay running? choose another port with --listen, or end the other program", "cannot start the relay: %v", err)
+			return fmt.Errorf("start the relay: %w", err)
 		}
 		d.node = n
 		return nil
@@ -95,11 +103,12 @@ func (d *Daemon) buildNode(cfg node.Config) error {
 			port = firstPort + rand.IntN(ports)
 		}
 		cfg.Listen = anyAddr(port)
-		n, err := node.New(cfg)
+		err := checkPorts(cfg.Listen)
 		if err != nil && try < portTries {
 			port = 0
 			continue
 		}
+		n, err := node.New(cfg)
 		if err != nil {
 			return fmt.Errorf("start the node: %w", err)
 		}

@@ -175,7 +175,7 @@ func (d doorTransport) CanDial(ma.Multiaddr) bool { return false }
 func (d doorTransport) Protocols() []int          { return []int{ma.P_MEMORY} }
 func (d doorTransport) Proxy() bool               { return false }
 func (d doorTransport) Listen(ma.Multiaddr) (transport.Listener, error) {
-	return doorListener{d.door}, nil
+	return doorListener(d), nil
 }
 
 type doorListener struct{ *door }
