@@ -38,6 +38,9 @@ func (a *app) finish(ctx context.Context, err error) int {
 	if err == nil {
 		return 0
 	}
+	if errors.Is(err, errUnwell) {
+		return daemon.ExitFailed // the findings are the answer
+	}
 	if errors.Is(err, errHelpShown) && !a.out.json {
 		return daemon.ExitUsage
 	}

@@ -24,16 +24,20 @@ On a machine that is in no network yet, one is made, which this machine then own
 and an invite for the first machine is printed; that machine becomes an admin and may
 invite the others.
 
-It listens on port 4001, UDP and TCP; open both in the firewall. Where the machine
-itself has only a private address, as in most clouds, --announce must tell the public
-one; a domain name is best, since it can move.`,
+It listens on port 4001, UDP and TCP; open both in the firewall, and UDP 4002, which
+tells machines what their NAT is like. Where the machine itself has only a private
+address, as in most clouds, --announce must tell the public one; a domain name is best,
+since it can move.
+
+For networks that let nothing out but the web, listen on 443 too: --listen 443 is UDP
+and WebSocket over TLS, --listen 443/wss WebSocket alone. No certificate is needed.`,
 		Example: `fwd relay
 fwd relay --announce vps.example.org
 fwd relay --listen 4001 --listen 443 --announce vps.example.org`,
 		Args: noArgs,
 	}
 	cmd.Annotations = map[string]string{partExits: "4 6"}
-	cmd.Flags().StringSliceVar(&req.Listen, "listen", nil, "`ADDR` to listen on: port, addr:port or multiaddr; default 4001")
+	cmd.Flags().StringSliceVar(&req.Listen, "listen", nil, "`ADDR` to listen on: port or addr:port, perhaps with /udp, /tcp or /wss, or multiaddr; default 4001")
 	cmd.Flags().StringSliceVar(&req.Announce, "announce", nil, "`HOST`[:PORT] under which others reach this machine")
 	cmd.Flags().IntVar(&req.Uses, "uses", 0, "the first invite lets `N` machines in; default 1")
 	cmd.Flags().StringVar(&req.Invite, "invite", "", "join the network of this `INVITE` (from fwd invite --relay) first")
@@ -76,13 +80,33 @@ func (a *app) relayed(e daemon.Event) {
 	case a.out.json:
 		a.tell(e)
 	case e.Event == "relay":
-		a.out.story("this machine relays for the network %q at %s (UDP and TCP)", e.Message, strings.Join(uniqueHostPorts(e.Addrs), ", "))
+		a.out.story("this machine relays for the network %q at %s", e.Message, relayAddrWords(e.Addrs))
 	case e.Event == "invite":
 		a.invited(e)
 		a.out.story("for each further machine, run \"fwd invite\" here or on that first one")
 	default:
 		a.tell(e)
 	}
+}
+
+// relayAddrWords are the relay's addresses with what they speak: "7.0.0.10:4001 (UDP and TCP)".
+func relayAddrWords(addrs []string) string {
+	speaks := map[string][]string{}
+	for _, a := range addrs {
+		kind := "TCP"
+		switch {
+		case strings.Contains(a, "/udp/"):
+			kind = "UDP"
+		case strings.HasSuffix(a, "/ws"), strings.HasSuffix(a, "/wss"):
+			kind = "WebSocket"
+		}
+		speaks[hostPort(a)] = append(speaks[hostPort(a)], kind)
+	}
+	var words []string
+	for _, at := range uniqueHostPorts(addrs) {
+		words = append(words, at+" ("+strings.Join(speaks[at], " and ")+")")
+	}
+	return strings.Join(words, ", ")
 }
 
 // invited prints a code, which is the answer, and its story.

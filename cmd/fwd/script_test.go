@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -43,6 +44,12 @@ import (
 //	refused ADDR                wants nobody to listen there
 //	occupied VAR                an address where another program listens
 //	mangle VAR                  changes a letter in the middle of a variable's value
+//	sshd CONFIG                 a private sshd that lets this user in, and an ssh_config for
+//	                            it; the condition [sshd] says whether there is one
+//	bytes N FILE                a file of N random bytes
+//	append FROM TO              adds a file to another
+//	foreign KEY KNOWN HOST      a known_hosts that has another key for a host
+//	expand FROM TO              copies a file, with its $VARIABLES replaced, at one stroke
 //
 // No script sleeps: what takes time is awaited, for patience.
 const patience = time.Minute
@@ -61,6 +68,12 @@ func TestScripts(t *testing.T) {
 			env.Defer(s.clear)
 			return nil
 		},
+		Condition: func(cond string) (bool, error) {
+			if cond == "sshd" {
+				return sshdPath() != "", nil
+			}
+			return false, fmt.Errorf("unknown condition %q", cond)
+		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"as":         cmdAs,
 			"exits":      func(ts *testscript.TestScript, neg bool, args []string) { exits(ts, args) },
@@ -76,6 +89,11 @@ func TestScripts(t *testing.T) {
 			"refused":    cmdRefused,
 			"occupied":   cmdOccupied,
 			"mangle":     cmdMangle,
+			"expand":     cmdExpand,
+			"sshd":       cmdSSHD,
+			"bytes":      cmdBytes,
+			"append":     cmdAppend,
+			"foreign":    cmdForeign,
 		},
 	})
 }
@@ -87,6 +105,7 @@ type stage struct {
 	procs     map[string]*background
 	homes     map[string]bool
 	listeners []net.Listener
+	servers   []*exec.Cmd
 }
 
 func stageOf(ts *testscript.TestScript) *stage { return ts.Value(stageKey{}).(*stage) }
@@ -102,6 +121,10 @@ func (s *stage) clear() {
 	}
 	for _, ln := range s.listeners {
 		ln.Close()
+	}
+	for _, server := range s.servers {
+		server.Process.Kill()
+		server.Wait()
 	}
 }
 
@@ -381,4 +404,13 @@ func cmdMangle(ts *testscript.TestScript, neg bool, args []string) {
 		b[i] = 'q'
 	}
 	ts.Setenv(args[0], string(b))
+}
+
+func cmdExpand(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: expand FROM TO")
+	}
+	to := ts.MkAbs(args[1])
+	ts.Check(os.WriteFile(to+".new", []byte(os.Expand(ts.ReadFile(args[0]), ts.Getenv)), 0o600))
+	ts.Check(os.Rename(to+".new", to))
 }

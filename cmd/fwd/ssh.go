@@ -23,7 +23,8 @@ func newSSH(a *app) *cobra.Command {
 		Short:   "ssh to a machine of the network",
 		Long: `Run the system's ssh over fwd. NAME is a service that is an ssh server, or a machine,
 whose service ssh is then meant. Everything else is ssh's own: options before NAME and
-after, a command, keys, ssh_config. The host key is remembered by name. The exit status is ssh's.
+after, a command, keys, ssh_config. The host key is remembered by name. The
+exit status is ssh's.
 
 With --print-config it prints lines for ~/.ssh/config, with which ssh, scp, sftp, rsync,
 git and ansible reach NAME.fwd by themselves.`,

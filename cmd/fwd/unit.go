@@ -122,8 +122,8 @@ func (u *unit) systemd() string {
 		"",
 		"[Service]",
 		"Type=notify",
-		"ExecStart=" + systemdWords(append([]string{u.exe}, u.arguments()...)),
-		"ExecReload=" + systemdWords([]string{u.exe, "reload"}),
+		"ExecStart=" + systemdLine(u.exe, u.arguments()...),
+		"ExecReload=" + systemdLine(u.exe, "reload"),
 	}
 	for _, k := range keys {
 		lines = append(lines, "Environment="+systemdWord(k+"="+env[k]))
@@ -210,17 +210,19 @@ func (u *unit) journal(lines int, follow bool) []string {
 	return words
 }
 
-func systemdWords(list []string) string {
-	var out []string
-	for _, w := range list {
-		out = append(out, systemdWord(w))
+// systemdLine is a command: in its arguments, but not in the program's path, a $
+// would begin a variable (systemd.service(5), "Command lines").
+func systemdLine(exe string, args ...string) string {
+	line := systemdWord(exe)
+	for _, w := range args {
+		line += " " + strings.ReplaceAll(systemdWord(w), "$", "$$")
 	}
-	return strings.Join(out, " ")
+	return line
 }
 
-// systemdWord quotes a word of a unit's line: systemd.service(5), "Command lines".
+// systemdWord quotes a word of a unit's line.
 func systemdWord(s string) string {
-	s = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "%", "%%", "$", "$$", "\n", `\n`).Replace(s)
+	s = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "%", "%%", "\n", `\n`).Replace(s)
 	if strings.ContainsAny(s, " \t'\"\\;") {
 		return `"` + s + `"`
 	}

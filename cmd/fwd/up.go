@@ -51,7 +51,7 @@ FWD_INVITE=$(cat code) fwd up    # the first boot of one among many`,
 }
 
 func (a *app) up(ctx context.Context, req daemon.UpRequest) error {
-	return daemon.Up(ctx, a.home, req, func(e daemon.Event) {
+	err := daemon.Up(ctx, a.home, req, func(e daemon.Event) {
 		switch {
 		case a.out.json:
 			a.tell(e)
@@ -71,6 +71,10 @@ func (a *app) up(ctx context.Context, req daemon.UpRequest) error {
 			a.relayed(e)
 		}
 	})
+	if err == nil {
+		err = ctx.Err() // ended by a signal, not by fwd stop
+	}
+	return err
 }
 
 func newReload(a *app) *cobra.Command {

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+
+	"fwd/internal/daemon"
+)
+
+func newDoctor(a *app) *cobra.Command {
+	var req daemon.DoctorRequest
+	cmd := &cobra.Command{
+		Use:     "doctor",
+		GroupID: groupForward,
+		Short:   "say what stands in the way of a direct path here, and the mend",
+		Long: `Examine this machine's way to the network: each relay by UDP, TCP and WebSocket, the
+kind of NAT, port mapping, a second NAT, IPv6, firewall, other tunnels, the clock,
+names, ports and buffers. What is wrong comes with its mend; hints are what works and
+could be better. It asks the relays and the router, nobody else, and changes nothing.
+
+The exit status is 0 only when nothing is wrong.`,
+		Example: "fwd doctor\nfwd doctor --lifetime\nfwd doctor --json | jq '.checks[] | select(.level == \"wrong\")'",
+		Args:    noArgs,
+	}
+	cmd.Flags().BoolVar(&req.Lifetime, "lifetime", false, "also measure how long the NAT keeps an unused UDP mapping; up to 5 min")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		ok := false
+		show := listed(a, "doctor", func(d daemon.Diagnosis) {
+			a.out.endProgress()
+			for _, line := range diagnosisLines(d) {
+				a.out.answer("%s", line)
+			}
+		})
+		err := a.ask(cmd.Context(), req, func(e daemon.Event) {
+			if e.Event == "doctor" {
+				var d daemon.Diagnosis
+				a.out.err = json.Unmarshal(e.Result, &d)
+				ok = d.OK
+			}
+			show(e)
+		})
+		if err == nil && !ok {
+			return errUnwell
+		}
+		return err
+	}
+	return cmd
+}
+
+// errUnwell ends a doctor's visit that found something wrong: all has been said.
+var errUnwell = errors.New("something is wrong")
+
+// findingNames are the checks' names for a person.
+var findingNames = map[string]string{
+	"network": "network", "relay-udp": "UDP", "relay-tcp": "TCP", "relay-wss": "WebSocket", "dns": "name", "proxy": "proxy",
+	"nat": "NAT", "port-mapping": "port mapping", "double-nat": "double NAT", "ipv6": "IPv6", "firewall": "firewall", "vpn": "tunnel",
+	"clock": "clock", "port": "port", "udp-buffers": "UDP buffers", "bbr": "BBR", "lifetime": "lifetime",
+}
+
+// diagnosisLines are three columns, a mend below what it mends, and the sum at the end.
+func diagnosisLines(d daemon.Diagnosis) (lines []string) {
+	name := func(f daemon.Finding) string {
+		n := findingNames[f.ID]
+		switch {
+		case n == "":
+			n = f.ID
+		case strings.HasPrefix(f.ID, "relay-"):
+			return "relay " + f.Of + ", " + n
+		case f.Of != "":
+			return n + " " + f.Of
+		}
+		return n
+	}
+	width, wrong, hints := 0, 0, 0
+	for _, f := range d.Checks {
+		width = max(width, utf8.RuneCountInString(name(f)))
+	}
+	for _, f := range d.Checks {
+		mark := "  ok   "
+		switch f.Level {
+		case daemon.FindingHint:
+			mark, hints = "  hint ", hints+1
+		case daemon.FindingWrong:
+			mark, wrong = "  WRONG", wrong+1
+		}
+		lines = append(lines, fmt.Sprintf("%s  %-*s  %s", mark, width, name(f), f.What))
+		if f.Mend != "" {
+			lines = append(lines, fmt.Sprintf("%*s  mend: %s", width+9, "", f.Mend))
+		}
+	}
+	sum := "nothing is wrong"
+	if wrong == 1 {
+		sum = "1 thing is wrong"
+	} else if wrong > 1 {
+		sum = fmt.Sprintf("%d things are wrong", wrong)
+	}
+	if hints > 0 {
+		sum += ", " + count(hints, "hint")
+	}
+	return append(lines, "", sum)
+}

@@ -1,0 +1,125 @@
+package main
+
+import (
+	"encoding/xml"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+
+	"fwd/internal/daemon"
+)
+
+// units are the services that people have, by the name of their golden file.
+func units() map[string]*unit {
+	ann := daemon.Home{State: "/home/ann/.local/state/fwd", Config: "/home/ann/.config/fwd/fwd.toml"}
+	mac := daemon.Home{State: "/Users/ann/Library/Application Support/fwd", Config: "/Users/ann/Library/Application Support/fwd/fwd.toml"}
+	return map[string]*unit{
+		"user.service":   {manager: "linux-systemd", exe: "/usr/local/bin/fwd", home: ann},
+		"odd.service":    {manager: "linux-systemd", exe: `/opt/my "50%" $tools/fwd`, home: ann, file: "/home/ann/office.toml"},
+		"system.service": {manager: "linux-systemd", system: true, exe: "/usr/local/bin/fwd", home: daemon.SystemHome()},
+		"low.service":    {manager: "linux-systemd", system: true, exe: "/usr/local/bin/fwd", home: daemon.SystemHome(), low: true},
+		"agent.plist":    {manager: "darwin-launchd", exe: "/opt/homebrew/bin/fwd", home: mac},
+		"daemon.plist":   {manager: "darwin-launchd", system: true, exe: "/opt/homebrew/bin/fwd", home: mac, user: "ann", file: "/etc/R&D.toml"},
+	}
+}
+
+func (u *unit) text() string {
+	if u.manager == "darwin-launchd" {
+		return u.launchd()
+	}
+	return u.systemd()
+}
+
+func TestUnitsAreTheGoldenOnes(t *testing.T) {
+	for name, u := range units() {
+		file := filepath.Join("testdata", "units", name)
+		if *update {
+			if err := os.WriteFile(file, []byte(u.text()), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		want, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := u.text(); got != strings.ReplaceAll(string(want), "\r\n", "\n") {
+			t.Errorf("%s is\n%s", file, got)
+		}
+	}
+}
+
+// systemd itself finds nothing wrong with the units, and the machine's are little
+// exposed: 1.3 of 10 by its own count, 1.6 with a low port.
+func TestSystemdTakesTheUnits(t *testing.T) {
+	analyze, err := exec.LookPath("systemd-analyze")
+	if err != nil {
+		t.Skip("there is no systemd-analyze here")
+	}
+	// verify wants the program to be there, and man pages of the documentation.
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, u := range units() {
+		if u.manager != "linux-systemd" {
+			continue
+		}
+		u.exe = exe
+		file := filepath.Join(t.TempDir(), "fwd.service")
+		if err := os.WriteFile(file, []byte(u.text()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.Command(analyze, "verify", "--man=no", file).CombinedOutput()
+		if err != nil || strings.Contains(string(out), "fwd.service") {
+			t.Errorf("%s: %v\n%s", name, err, out)
+		}
+		if !u.system {
+			continue
+		}
+		out, err = exec.Command(analyze, "security", "--offline=true", "--no-pager", file).CombinedOutput()
+		m := regexp.MustCompile(`Overall exposure level.*: ([0-9.]+)`).FindSubmatch(out)
+		if m == nil {
+			t.Skipf("%s: this systemd-analyze counts no exposure offline: %v", name, err)
+		}
+		most := 1.5
+		if u.low {
+			most = 1.7
+		}
+		if score, _ := strconv.ParseFloat(string(m[1]), 64); score > most {
+			t.Errorf("%s is exposed to %v, want at most %v\n%s", name, score, most, out)
+		}
+	}
+}
+
+// plutil reads the jobs where there is one; that they are XML is seen anywhere.
+func TestLaunchdTakesTheJobs(t *testing.T) {
+	plutil, missing := exec.LookPath("plutil")
+	for name, u := range units() {
+		if u.manager != "darwin-launchd" {
+			continue
+		}
+		dec := xml.NewDecoder(strings.NewReader(u.text()))
+		for {
+			if _, err := dec.Token(); err == io.EOF {
+				break
+			} else if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+		}
+		if missing == nil {
+			file := filepath.Join(t.TempDir(), name)
+			if err := os.WriteFile(file, []byte(u.text()), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if out, err := exec.Command(plutil, "-lint", file).CombinedOutput(); err != nil {
+				t.Errorf("%s: %v\n%s", name, err, out)
+			}
+		}
+	}
+}
