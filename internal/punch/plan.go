@@ -9,14 +9,18 @@ import (
 )
 
 // The ladder's steps (nat.md §8). Both sides compute the same plan from the same two reports, so that
-// nothing but "go" has to be said. A further step is one more name here, one more function in steps,
-// and its own way to act in Puncher.do; it is taken only if both reports list it.
+// nothing but "go" has to be said. A further step is one more name here, one more function that plans
+// it, and its own way to act in Puncher.act; it is taken only if both reports list it.
 
 // Names of the steps, as reports list them.
 const (
-	StepDirect = "direct" // dial confirmed and LAN addresses
-	StepOpen   = "open"   // simultaneous open from the main sockets
+	StepDirect  = "direct"  // dial confirmed and LAN addresses
+	StepOpen    = "open"    // simultaneous open from the main sockets
+	StepPredict = "predict" // meet at the ports that a sequential NAT will give next
+	StepGuess   = "guess"   // meet by chance: many sockets here, many ports there
 )
+
+var knownSteps = map[string]bool{StepDirect: true, StepOpen: true, StepPredict: true, StepGuess: true}
 
 const (
 	// directFor is how long confirmed addresses are dialled, and directAlone how long without anything
@@ -28,6 +32,8 @@ const (
 	openFor = 1500 * time.Millisecond
 	// tcpAfter is how long TCP waits for QUIC, unless one side has no UDP.
 	tcpAfter = 300 * time.Millisecond
+	// openHead is the start that simultaneous open gets where nobody knows whether it can work.
+	openHead = 500 * time.Millisecond
 )
 
 // Role is how an address is dialled.
@@ -53,14 +59,40 @@ type Dial struct {
 type Step struct {
 	Name      string
 	At, For   time.Duration
-	Low, High []Dial
+	Low, High Part
 }
 
-// Plan is what both sides do. Without steps, or if they fail, Reason says why to a person.
-type Plan struct {
-	Steps  []Step
-	Reason string
+// Part is what one side does in a step: dials, or, where ports have to be foretold, one of the other two.
+type Part struct {
+	Dials []Dial
+	Array *Array
+	Spray *Spray
 }
+
+// Array is many fresh sockets that wait for the peer's packets: what a side does whose own ports nobody
+// knows. Each of them first sends To a packet that dies on the way, which opens its NAT.
+type Array struct {
+	Sockets int
+	To      netip.AddrPort
+	Role    Role
+	// Speak, if not 0, is when the sockets send To packets that arrive; for peers that both have arrays.
+	Speak time.Duration
+}
+
+// Spray is packets from the main socket to many ports of one address: what a side does whose peer has
+// an array. List is in its order; without a list the ports are random ones of Low to High, and Round
+// counts the rounds, for no port is tried twice.
+type Spray struct {
+	To        netip.Addr
+	After     time.Duration // the array has to be there first
+	List      []uint16
+	Times     int // how often the list is gone through
+	Low, High uint16
+	Round     int
+}
+
+// Plan is what both sides do.
+type Plan struct{ Steps []Step }
 
 // MakePlan is the plan for the peer with the lower ID, whose report is low, and the other.
 func MakePlan(low, high Report) Plan {
@@ -70,25 +102,34 @@ func MakePlan(low, high Report) Plan {
 		return slices.Contains(low.Steps, step) && slices.Contains(high.Steps, step)
 	}
 	if knows(StepDirect) {
-		s := Step{Name: StepDirect, At: at, For: directFor, Low: plainDials(low, high), High: plainDials(high, low)}
-		if len(s.Low)+len(s.High) > 0 {
+		s := Step{Name: StepDirect, For: directFor}
+		s.Low.Dials, s.High.Dials = plainDials(low, high), plainDials(high, low)
+		if len(s.Low.Dials)+len(s.High.Dials) > 0 {
 			p.Steps = append(p.Steps, s)
 			at += directAlone
 		}
+	}
+	var further []Step
+	if knows(StepPredict) {
+		further = predictSteps(low, high, at)
+	}
+	if knows(StepGuess) && further == nil {
+		further = guessSteps(low, high, at)
 	}
 	if knows(StepOpen) {
 		lowIsClient := hardness(low.UDP) >= hardness(high.UDP)
 		for range 2 { // the second time with roles swapped
 			s := Step{Name: StepOpen, At: at, For: openFor}
-			s.Low, s.High = openDials(low, high, lowIsClient), openDials(high, low, !lowIsClient)
-			if len(s.Low) > 0 && len(s.High) > 0 {
+			s.Low.Dials, s.High.Dials = openDials(low, high, lowIsClient), openDials(high, low, !lowIsClient)
+			if len(s.Low.Dials) > 0 && len(s.High.Dials) > 0 {
 				p.Steps = append(p.Steps, s)
 				at += openFor
 			}
 			lowIsClient = !lowIsClient
 		}
 	}
-	p.Reason = reason(low, high)
+	p.Steps = append(p.Steps, further...)
+	slices.SortStableFunc(p.Steps, func(a, b Step) int { return int(a.At - b.At) })
 	return p
 }
 
@@ -145,33 +186,44 @@ func neighbours(a, b Report) bool {
 }
 
 // openDials are the addresses that self opens to. Confirmed ones are among them: a firewall may stand
-// before a public address.
+// before a public address. IPv6 is not translated, so there a firewall is all that has to be passed.
 func openDials(self, other Report, client bool) []Dial {
 	role := Server
 	if client {
 		role = Client
 	}
 	var out []Dial
-	add := func(list []ma.Multiaddr, transport string, after time.Duration) {
+	add := func(list []ma.Multiaddr, transport string, after time.Duration, v4 bool) {
 		for _, a := range list {
-			if transportOf(a) == transport && !slices.ContainsFunc(out, func(d Dial) bool { return d.Addr.Equal(a) }) {
+			if transportOf(a) == transport && (v4 || !isIPv4(a)) && !slices.ContainsFunc(out, func(d Dial) bool { return d.Addr.Equal(a) }) {
 				out = append(out, Dial{Addr: a, Role: role, After: after})
 			}
 		}
 	}
-	udp, tcp := reaches(self, "quic-v1") && reaches(other, "quic-v1"), reaches(self, "tcp") && reaches(other, "tcp")
+	quic := func(a Dial) bool { return transportOf(a.Addr) == "quic-v1" }
+	if reaches(self, "quic-v1") && reaches(other, "quic-v1") {
+		v4 := canOpen(self.UDP, other.UDP)
+		add(other.UDP.Observed, "quic-v1", 0, v4)
+		add(other.Confirmed, "quic-v1", 0, v4)
+	}
 	after := tcpAfter
-	if udp && !(self.UDP.Mapping == Dependent && other.UDP.Mapping == Dependent) {
-		add(other.UDP.Observed, "quic-v1", 0)
-		add(other.Confirmed, "quic-v1", 0)
-	} else {
+	if !slices.ContainsFunc(out, quic) {
 		after = 0
 	}
-	if tcp && !(self.TCP.Mapping == Dependent && other.TCP.Mapping == Dependent) {
-		add(other.TCP.Observed, "tcp", after)
-		add(other.Confirmed, "tcp", after)
+	if reaches(self, "tcp") && reaches(other, "tcp") {
+		v4 := canOpen(self.TCP, other.TCP)
+		add(other.TCP.Observed, "tcp", after, v4)
+		add(other.Confirmed, "tcp", after, v4)
 	}
 	return out
+}
+
+// canOpen says whether simultaneous open by what the relays saw can work: not if both sides' ports are
+// others than those, nor if one's is and the other lets in only the ports that it knows.
+func canOpen(a, b Transport) bool {
+	hard := func(t Transport) bool { return t.Mapping == Dependent }
+	strict := func(t Transport) bool { return t.Filtering == SamePort }
+	return !(hard(a) && hard(b)) && !(hard(a) && strict(b)) && !(hard(b) && strict(a))
 }
 
 // reaches says whether a side can be reached by that transport at all, as far as anyone saw.
@@ -194,25 +246,4 @@ func hardness(t Transport) int {
 		return 3
 	}
 	return 4
-}
-
-// reason says why there may be no direct path, for `status`; both sides see the same.
-func reason(a, b Report) string {
-	udp := reaches(a, "quic-v1") && reaches(b, "quic-v1")
-	tcp := reaches(a, "tcp") && reaches(b, "tcp")
-	hard := func(t Transport) bool { return t.Mapping == Dependent }
-	maybeHard := func(t Transport) bool { return t.Mapping == Unknown && !t.Kept && len(t.Observed) > 0 }
-	switch {
-	case !udp && !tcp:
-		return "no relay can tell at which address the peers are seen"
-	case hard(a.UDP) && hard(b.UDP):
-		return "both NATs change ports per destination"
-	case hard(a.UDP) || hard(b.UDP):
-		return "one NAT changes ports per destination"
-	case maybeHard(a.UDP) && maybeHard(b.UDP):
-		return "both NATs change ports, perhaps per destination (seen by one relay only)"
-	case !udp:
-		return "UDP is blocked on one side, and TCP did not get through"
-	}
-	return "the NATs let nothing in that was asked for from inside"
 }

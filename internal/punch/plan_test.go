@@ -27,8 +27,14 @@ func text(p Plan) string {
 	var words []string
 	for _, s := range p.Steps {
 		w := fmt.Sprintf("%s@%d:", s.Name, s.At.Milliseconds())
-		for _, d := range s.Low {
+		for _, d := range s.Low.Dials {
 			w += fmt.Sprintf(" %s %s+%d", d.Role, d.Addr, d.After.Milliseconds())
+		}
+		if a := s.Low.Array; a != nil {
+			w += fmt.Sprintf(" %s: %d sockets to %v", a.Role, a.Sockets, a.To)
+		}
+		if p := s.Low.Spray; p != nil {
+			w += fmt.Sprintf(" after %d: %v ports %d-%d round %d, %d foretold from %v", p.After.Milliseconds(), p.To, p.Low, p.High, p.Round, len(p.List), append(p.List, 0)[0])
 		}
 		words = append(words, w)
 	}
@@ -88,17 +94,18 @@ func TestPlansGiveBothSidesTheSameStepsAndOppositeRoles(t *testing.T) {
 	for _, a := range kinds {
 		for _, b := range kinds {
 			p := MakePlan(a, b)
-			if p.Reason == "" {
+			if reason(a, b, "", "") == "" {
 				t.Errorf("%v × %v: no reason for the case that it fails", a.UDP, b.UDP)
 			}
 			for _, s := range p.Steps {
 				if s.Name != StepOpen {
 					continue
 				}
-				if len(s.Low) == 0 || len(s.High) == 0 || s.Low[0].Role == s.High[0].Role {
+				l, h := s.Low.Dials, s.High.Dials
+				if len(l) == 0 || len(h) == 0 || l[0].Role == h[0].Role {
 					t.Errorf("%v × %v: roles in %+v", a.UDP, b.UDP, s)
 				}
-				if n := len(s.Low) + len(s.High); n > 8*maxAddrs {
+				if n := len(l) + len(h); n > 8*maxAddrs {
 					t.Errorf("%d dials in one step", n)
 				}
 			}
@@ -106,24 +113,125 @@ func TestPlansGiveBothSidesTheSameStepsAndOppositeRoles(t *testing.T) {
 	}
 }
 
-func TestReasonsNameTheCause(t *testing.T) {
-	hard, easy := nat(1, Dependent, false), nat(2, Independent, true)
+// strict is a NAT or firewall that lets in only the ports that were sent to.
+func strict(r Report) Report {
+	r.UDP.Filtering = SamePort
+	r.Steps = []string{StepDirect, StepOpen, StepPredict, StepGuess}
+	r.Nonce = make([]byte, nonceSize)
+	return r
+}
+
+func sequence(r Report, last uint16, step int) Report {
+	r.UDP.Ports = Ports{Order: Sequential, Last: last, Step: step}
+	return r
+}
+
+func TestPlansThatForetellPorts(t *testing.T) {
+	easy, random := strict(nat(1, Independent, true)), strict(nat(2, Dependent, false))
+	block := strict(nat(2, Dependent, false))
+	block.UDP.Ports = Ports{Order: Block, Low: 50000, High: 50511}
+	noTCP := func(r Report) Report { r.TCP = Transport{}; return r }
+	untested := noTCP(easy)
+	untested.UDP.Filtering = NotTested
+	for _, c := range []struct {
+		name, want string
+		low, high  Report
+	}{
+		{"random ports: the easy side sprays after the array is there, twice", `
+guess@0: after 612: 7.0.0.2 ports 1024-65535 round 0, 0 foretold from 0
+guess@10000: after 1124: 7.0.0.2 ports 1024-65535 round 1, 0 foretold from 0`,
+			noTCP(easy), noTCP(random)},
+		{"the side of random ports waits as client", `
+guess@0: client: 256 sockets to 7.0.0.1:4001
+guess@10000: client: 512 sockets to 7.0.0.1:4001`,
+			noTCP(random), noTCP(easy)},
+		{"a small range needs few sockets", `
+guess@0: after 228: 7.0.0.2 ports 50000-50511 round 0, 0 foretold from 0
+guess@10000: after 356: 7.0.0.2 ports 50000-50511 round 1, 0 foretold from 0`,
+			noTCP(easy), noTCP(block)},
+		{"a sequence is foretold", `
+predict@0: after 150: 7.0.0.2 ports 0-0 round 0, 32 foretold from 42011`,
+			noTCP(easy), noTCP(sequence(random, 42010, 1))},
+		{"downwards, too", `
+predict@0: after 150: 7.0.0.2 ports 0-0 round 0, 32 foretold from 42008`,
+			noTCP(easy), noTCP(sequence(random, 42010, -2))},
+		{"two sequences meet in their middles", `
+predict@0: client: 16 sockets to 7.0.0.2:42018`,
+			noTCP(sequence(strict(nat(1, Dependent, false)), 51000, 1)), noTCP(sequence(random, 42010, 1))},
+		{"filtering not tested: simultaneous open goes first", `
+open@0: server /ip4/7.0.0.2/udp/4001/quic-v1+0
+guess@500: after 612: 7.0.0.2 ports 1024-65535 round 0, 0 foretold from 0
+open@1500: client /ip4/7.0.0.2/udp/4001/quic-v1+0
+guess@10500: after 1124: 7.0.0.2 ports 1024-65535 round 1, 0 foretold from 0`,
+			untested, noTCP(random)},
+		{"random × random: nothing", ``, noTCP(strict(nat(1, Dependent, false))), noTCP(random)},
+		{"random × sequence: nothing", ``, noTCP(strict(nat(1, Dependent, false))), noTCP(sequence(random, 42010, 1))},
+		{"a peer that cannot", ``, noTCP(easy), noTCP(with(random, func(r *Report) { r.Steps = []string{StepDirect, StepOpen} }))},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got, want := text(MakePlan(c.low, c.high)), strings.TrimSpace(c.want); got != want {
+				t.Errorf("plan\n%s\nwant\n%s", got, want)
+			}
+		})
+	}
+}
+
+func TestNoPlanIsOverBudget(t *testing.T) {
+	var kinds []Report
+	for i, m := range []Mapping{Unknown, None, Independent, Dependent} {
+		for _, f := range []Filtering{NotTested, Anybody, SameAddress, SamePort} {
+			for _, p := range []Ports{{}, {Order: Sequential, Step: 1, Last: 65530}, {Order: Block, Low: 50000, High: 50511}, {Order: Random, Low: lowestPort, High: 65535}} {
+				r := strict(nat(i+1, m, m != Dependent))
+				r.UDP.Filtering, r.UDP.Ports = f, p
+				kinds = append(kinds, r)
+			}
+		}
+	}
+	for _, a := range kinds {
+		for _, b := range kinds {
+			ports, n := 0, 0
+			for _, s := range MakePlan(a, b).Steps {
+				for _, part := range []Part{s.Low, s.High} {
+					if part.Array != nil && (part.Array.Sockets > 2*guessArray || !part.Array.To.IsValid()) {
+						t.Errorf("%+v", part.Array)
+					}
+					if sp := part.Spray; sp != nil {
+						n++
+						ports += max(len(sp.List), min(int(sp.High)-int(sp.Low)+1, roundPorts))
+					}
+				}
+				if (s.Low.Spray == nil) != (s.High.Array == nil) && (s.Low.Array == nil) != (s.High.Array == nil) {
+					t.Errorf("parts do not fit: %+v", s)
+				}
+			}
+			if ports > addrPorts || n > rounds {
+				t.Errorf("%v × %v: %d ports in %d rounds", a.UDP, b.UDP, ports, n)
+			}
+		}
+	}
+}
+
+func TestReasonsNameThePairWhatWasTriedAndTheMend(t *testing.T) {
+	hard, easy := strict(nat(1, Dependent, false)), strict(nat(2, Independent, true))
+	block := with(hard, func(r *Report) { r.UDP.Ports = Ports{Order: Block, Low: 50000, High: 50511} })
 	for _, c := range []struct {
 		a, b Report
-		want string
+		want []string
 	}{
-		{hard, hard, "both NATs change ports per destination"},
-		{easy, hard, "one NAT changes ports per destination"},
-		{easy, with(easy, func(r *Report) { r.UDP = Transport{} }), "UDP is blocked on one side, and TCP did not get through"},
-		{nat(1, Unknown, false), nat(2, Unknown, false), "both NATs change ports, perhaps per destination (seen by one relay only)"},
-		{easy, easy, "the NATs let nothing in that was asked for from inside"},
-		{Report{}, easy, "no relay can tell at which address the peers are seen"},
+		{hard, hard, []string{"Both NATs change ports per destination", "turn on UPnP"}},
+		{easy, hard, []string{"One NAT changes ports per destination", "here one port for all destinations", "turn on UPnP or NAT-PMP on the router here, or forward UDP port 4001"}},
+		{hard, easy, []string{"One NAT changes ports per destination", "at nas one port for all destinations", "turn on UPnP or NAT-PMP on the router at nas"}},
+		{easy, block, []string{"the carrier at nas changes ports per destination"}},
+		{block, block, []string{"IPv6 or a public address"}},
+		{easy, with(easy, func(r *Report) { r.UDP = Transport{} }), []string{"UDP is blocked on one side, and TCP did not get through", "let UDP out at nas"}},
+		{nat(1, Unknown, false), nat(2, Unknown, false), []string{"Both NATs change ports, perhaps per destination (seen by one relay only)"}},
+		{Report{}, easy, []string{"No relay can tell", "a relay that can be reached from both sides"}},
 	} {
-		if got := MakePlan(c.a, c.b).Reason; got != c.want {
-			t.Errorf("got %q, want %q", got, c.want)
-		}
-		if got := MakePlan(c.b, c.a).Reason; got != c.want {
-			t.Errorf("other way round: got %q, want %q", got, c.want)
+		got := reason(c.a, c.b, "nas", "tried simultaneous open by UDP; nothing came back")
+		for _, want := range append(c.want, "Tried simultaneous open by UDP; nothing came back.") {
+			if !strings.Contains(got, want) {
+				t.Errorf("%q does not contain %q", got, want)
+			}
 		}
 	}
 }

@@ -18,6 +18,7 @@ package punch
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -62,6 +63,8 @@ type Config struct {
 	Open   func(context.Context, peer.ID) (Stream, error)           // a stream for Protocol on a relayed connection
 	Dial   func(context.Context, peer.ID, ma.Multiaddr, Role) error // nil error: a connection is there
 	Opener func(to netip.AddrPort, hops int)                        // send a packet from the QUIC port; may be nil
+	Wire   *Wire                                                    // to foretell ports; may be nil
+	Name   func(peer.ID) string                                     // what a person calls it; may be nil
 	// Direct's channel is closed as soon as there is a direct connection to the peer.
 	Direct func(peer.ID) (direct <-chan struct{}, stop func())
 	Log    *slog.Logger
@@ -73,6 +76,8 @@ type Outcome struct {
 	Step   string // the step at which it became direct
 	Reason string // why not, for a person
 	Took   time.Duration
+
+	Probes, Sockets int // packets to foretold ports, and sockets that waited at some
 }
 
 // ErrBusy says that the peer is punching with us already, by its own start.
@@ -80,9 +85,10 @@ var ErrBusy = errors.New("a punch by the peer is under way")
 
 // Puncher punches with any number of peers, with each once at a time.
 type Puncher struct {
-	cfg  Config
-	mu   sync.Mutex
-	runs map[peer.ID]*run
+	cfg    Config
+	budget *budget
+	mu     sync.Mutex
+	runs   map[peer.ID]*run
 }
 
 // run is one punch with one peer.
@@ -100,7 +106,7 @@ func New(cfg Config) *Puncher {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Puncher{cfg: cfg, runs: make(map[peer.ID]*run)}
+	return &Puncher{cfg: cfg, budget: newBudget(), runs: make(map[peer.ID]*run)}
 }
 
 // Punch tries for a direct connection to p. It returns when there is one, or the plan is through. If
@@ -189,7 +195,7 @@ func (pu *Puncher) end(p peer.ID, r *run) {
 func (pu *Puncher) initiate(ctx context.Context, p peer.ID, r *run) (Outcome, error) {
 	talk, cancel := context.WithTimeout(ctx, talkWithin)
 	defer cancel()
-	mine := pu.report(talk)
+	mine := pu.report(talk, p)
 	s, err := pu.cfg.Open(talk, p)
 	if err != nil {
 		return Outcome{}, fmt.Errorf("punch %s: %w", p, err)
@@ -208,7 +214,7 @@ func (pu *Puncher) initiate(ctx context.Context, p peer.ID, r *run) (Outcome, er
 	}
 	rtt := time.Since(sent)
 	pu.agreed(r)
-	pu.openNAT(theirs)
+	pu.openNAT(mine, theirs)
 	if err := writeMessage(s, kindGo, nil); err != nil {
 		return Outcome{}, fmt.Errorf("punch %s: say go: %w", p, err)
 	}
@@ -229,8 +235,8 @@ func (pu *Puncher) respond(ctx context.Context, p peer.ID, s Stream) (Outcome, e
 	if err != nil {
 		return Outcome{}, fmt.Errorf("punch by %s: %w", p, err)
 	}
-	mine := pu.report(ctx)
-	pu.openNAT(theirs)
+	mine := pu.report(ctx, p)
+	pu.openNAT(mine, theirs)
 	if err := writeMessage(s, kindReport, mine.Marshal()); err != nil {
 		return Outcome{}, fmt.Errorf("punch by %s: send report: %w", p, err)
 	}
@@ -241,9 +247,14 @@ func (pu *Puncher) respond(ctx context.Context, p peer.ID, s Stream) (Outcome, e
 }
 
 // report is ours as the peer will read it, so that both plan from the same.
-func (pu *Puncher) report(ctx context.Context) Report {
+func (pu *Puncher) report(ctx context.Context, p peer.ID) Report {
 	r := pu.cfg.Report(ctx)
 	r.Steps = []string{StepDirect, StepOpen}
+	if w := pu.cfg.Wire; w != nil && (w.Guessing == nil || w.Guessing()) && pu.budget.left(p) {
+		r.Steps = append(r.Steps, StepPredict, StepGuess)
+	}
+	r.Nonce = make([]byte, nonceSize)
+	rand.Read(r.Nonce)
 	same, err := ParseReport(r.Marshal())
 	if err != nil {
 		pu.cfg.Log.Error("own NAT report does not parse", "err", err)
@@ -265,13 +276,14 @@ func readReport(r io.Reader) (Report, error) {
 }
 
 // openNAT makes our NAT let in what will come from the peer's addresses, before any packet can arrive
-// there that would spoil it.
-func (pu *Puncher) openNAT(theirs Report) {
+// there that would spoil it. Where the peer's packets will come from other ports it would do nothing
+// but use up one of ours.
+func (pu *Puncher) openNAT(mine, theirs Report) {
 	if pu.cfg.Opener == nil {
 		return
 	}
 	for _, a := range theirs.UDP.Observed {
-		if to, ok := addrPort(a); ok {
+		if to, ok := addrPort(a); ok && (to.Addr().Is6() || canOpen(mine.UDP, theirs.UDP)) {
 			for range openers {
 				pu.cfg.Opener(to, openerHops)
 			}
@@ -281,46 +293,76 @@ func (pu *Puncher) openNAT(theirs Report) {
 
 // follow does our part of the plan, by the clock, until there is a direct connection.
 func (pu *Puncher) follow(ctx context.Context, p peer.ID, mine, theirs Report) (Outcome, error) {
-	low := pu.cfg.Self < p
-	plan := MakePlan(mine, theirs)
-	if !low {
-		plan = MakePlan(theirs, mine)
+	low, high, first := mine, theirs, pu.cfg.Self < p
+	if !first {
+		low, high = theirs, mine
 	}
+	plan := MakePlan(low, high)
+	m := &meeting{peer: p, token: tokenOf(low, high)}
+	m.vouched = pu.cfg.Wire != nil && pu.cfg.Wire.Vouched(p, theirs)
 	start := time.Now()
 	direct, stop := pu.cfg.Direct(p)
 	defer stop()
 	ctx, cancel := context.WithCancel(ctx)
-	var dials sync.WaitGroup
-	defer dials.Wait()
+	var acts sync.WaitGroup
+	defer acts.Wait()
 	defer cancel()
 
 	last := time.Duration(0)
 	for _, step := range plan.Steps {
 		part := step.High
-		if low {
+		if first {
 			part = step.Low
 		}
-		for _, d := range part {
-			dials.Go(func() { pu.do(ctx, p, step, d) })
-		}
+		pu.act(ctx, &acts, m, step, part)
 		last = max(last, step.At+step.For)
 	}
 	over := time.NewTimer(last)
 	defer over.Stop()
+	why := func() string {
+		name := ""
+		if pu.cfg.Name != nil {
+			name = pu.cfg.Name(p)
+		}
+		return reason(mine, theirs, name, tried(plan, m))
+	}
 	select {
 	case <-direct:
 		took := time.Since(start)
-		pu.cfg.Log.Debug("punched", "peer", p, "took", took)
-		return Outcome{Direct: true, Step: plan.stepAt(took), Took: took}, nil
+		o := Outcome{Direct: true, Step: plan.stepAt(took), Took: took}
+		m.note(func() { o.Probes, o.Sockets = m.probes, m.sockets })
+		return o, nil
 	case <-over.C:
-		return Outcome{Reason: plan.Reason, Took: time.Since(start)}, nil
+		return Outcome{Reason: why(), Took: time.Since(start)}, nil
 	case <-ctx.Done():
-		return Outcome{Reason: plan.Reason, Took: time.Since(start)}, ctx.Err()
+		return Outcome{Reason: why(), Took: time.Since(start)}, ctx.Err()
 	}
 }
 
-// do is one dial of a step.
-func (pu *Puncher) do(ctx context.Context, p peer.ID, step Step, d Dial) {
+// act begins our part of a step; it ends with ctx or with the step.
+func (pu *Puncher) act(ctx context.Context, acts *sync.WaitGroup, m *meeting, step Step, part Part) {
+	for _, d := range part.Dials {
+		acts.Go(func() { pu.dial(ctx, m.peer, step, d) })
+	}
+	if part.Array == nil && part.Spray == nil {
+		return
+	}
+	acts.Go(func() {
+		if !sleep(ctx, step.At) {
+			return
+		}
+		ctx, cancel := context.WithTimeout(ctx, step.For)
+		defer cancel()
+		if part.Array != nil {
+			pu.wait(ctx, m, *part.Array)
+		} else {
+			pu.spray(ctx, m, *part.Spray)
+		}
+	})
+}
+
+// dial is one dial of a step.
+func (pu *Puncher) dial(ctx context.Context, p peer.ID, step Step, d Dial) {
 	if !sleep(ctx, step.At+d.After) {
 		return
 	}

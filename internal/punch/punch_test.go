@@ -3,6 +3,7 @@ package punch
 import (
 	"context"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -65,7 +66,7 @@ func TestPunchFailsWithItsReasonWhenThePlanIsThrough(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a, b := newSides(nat(1, Independent, true), nat(2, Independent, true))
 		o, err := b.Punch(t.Context(), "a")
-		if err != nil || o.Direct || o.Reason != MakePlan(a.report, b.report).Reason {
+		if err != nil || o.Direct || !strings.Contains(o.Reason, "simultaneous open by UDP, simultaneous open by TCP; nothing came back") {
 			t.Errorf("outcome %+v, %v", o, err)
 		}
 		if o.Took != 2*openFor {

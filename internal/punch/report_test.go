@@ -6,13 +6,24 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
 )
 
 func TestReportPrintsAndParses(t *testing.T) {
 	want := nat(1, Independent, true)
 	want.Confirmed = []ma.Multiaddr{ma.StringCast("/ip6/2a00::1/udp/4001/quic-v1")}
+	want.UDP.Filtering, want.UDP.Ports = SamePort, Ports{Order: Sequential, Step: -2, Last: 4711}
+	want.TCP.Ports = Ports{Order: Block, Low: 2048, High: 4095}
+	want.Router = Router{PortMapping: "found", Double: true}
+	want.Nonce = bytes.Repeat([]byte{7}, nonceSize)
+	relay, err := peer.Decode("12D3KooWEcsmQSKbUERhdux7w7hNwGbM4K7NRPppb7ET1QrGxKWp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want.Proof = Proof{Relay: relay, Addr: want.UDP.Observed[0], At: time.Unix(1e9, 0), Signature: []byte("signed")}
 	got, err := ParseReport(want.Marshal())
 	if err != nil {
 		t.Fatal(err)
@@ -23,7 +34,7 @@ func TestReportPrintsAndParses(t *testing.T) {
 }
 
 func TestReportTakesOnlyAddressesThatCanBePunchedTo(t *testing.T) {
-	r, err := ParseReport([]byte(`{"v":1,"steps":["open","birthday"],"confirmed":[
+	r, err := ParseReport([]byte(`{"v":1,"steps":["open","levitate"],"confirmed":[
 		"/ip4/7.0.0.1/udp/1/quic-v1", "/ip4/7.0.0.1/tcp/1", "/ip4/7.0.0.1/tcp/1", "/dns4/example.org/tcp/1", "/memory/1",
 		"/ip4/7.0.0.1/udp/0/quic-v1", "/ip4/0.0.0.0/tcp/1", "/ip4/224.0.0.1/udp/1/quic-v1", "/ip4/7.0.0.1/udp/53", "nonsense",
 		"/ip4/7.0.0.1/tcp/1/ws", "/p2p/12D3KooWEcsmQSKbUERhdux7w7hNwGbM4K7NRPppb7ET1QrGxKWp/p2p-circuit"]}`))
@@ -54,6 +65,8 @@ func TestReportIsBounded(t *testing.T) {
 
 func FuzzReport(f *testing.F) {
 	f.Add(nat(1, Independent, true).Marshal())
+	f.Add(strict(sequence(nat(1, Dependent, false), 42000, 1)).Marshal())
+	f.Add([]byte(`{"v":1,"proof":{"relay":"12D3KooWEcsmQSKbUERhdux7w7hNwGbM4K7NRPppb7ET1QrGxKWp","addr":"/ip4/1.2.3.4/udp/1/quic-v1","at":9,"sig":"AA=="}}`))
 	f.Add([]byte(`{"v":1,"udp":{"mapping":"x","observed":["/ip4/1.2.3.4/udp/1/quic-v1"]}}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, err := ParseReport(b)
@@ -64,7 +77,9 @@ func FuzzReport(f *testing.F) {
 		if err != nil || !reflect.DeepEqual(r, again) {
 			t.Errorf("%+v prints as %s, which parses as %+v, %v", r, r.Marshal(), again, err)
 		}
-		MakePlan(r, nat(2, Dependent, false))
+		MakePlan(r, strict(nat(2, Dependent, false)))
+		MakePlan(strict(nat(2, Independent, true)), r)
+		reason(r, nat(2, Dependent, false), "", "")
 	})
 }
 

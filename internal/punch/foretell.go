@@ -1,0 +1,135 @@
+package punch
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Where a NAT gives each destination another port, the port is foretold (steps 3 and 4 of the ladder).
+// All of this is IPv4 and UDP: nobody translates IPv6 so, and many TCP connections are no probe.
+
+const (
+	// predictArray is how many sockets a sequential NAT's side opens, predictAhead how many ports the
+	// other side covers: foreign flows take some of the numbers in between.
+	predictArray, predictAhead = 8, 32
+	// bothArray is the arrays' size where both NATs are sequential; each aims at the other's middle.
+	bothArray = 16
+	// predictHead is how long the array has before the peer's packets come, predictFor all of it.
+	predictHead = 150 * time.Millisecond
+	predictFor  = time.Second
+	// guessArray meets 1024 probes with 98.4 %; blockArray is enough where the NAT has a small range.
+	guessArray, blockArray = 256, 64
+	// guessEvery is from one round's beginning to the next one's: the first one's entries are gone
+	// from the busier tables, and a hit had all the time it may need.
+	guessEvery = 10 * time.Second
+	// meetFor is what a round takes beyond its packets: the last one's way and a handshake.
+	meetFor = 1000 * time.Millisecond
+)
+
+// easy says whether new destinations see the port that the relays see.
+func easy(t Transport) bool {
+	return t.Mapping == None || t.Mapping == Independent || t.Mapping == Unknown && t.Kept
+}
+
+// predictSteps is the meeting with one or two sequential NATs.
+func predictSteps(low, high Report, at time.Duration) []Step {
+	sequential := func(t Transport) bool { return t.Mapping == Dependent && t.Ports.Order == Sequential }
+	s := Step{Name: StepPredict, At: at, For: predictFor}
+	l, okl := low.UDP.seen4()
+	h, okh := high.UDP.seen4()
+	switch {
+	case !okl || !okh:
+		return nil
+	case sequential(low.UDP) && sequential(high.UDP):
+		middle := func(of Report) uint16 { return of.UDP.Ports.after(bothArray / 2) }
+		toHigh, toLow := middle(high), middle(low)
+		if toHigh == 0 || toLow == 0 {
+			return nil
+		}
+		s.Low.Array = &Array{Sockets: bothArray, To: withPort(h, toHigh), Role: Client, Speak: predictHead}
+		s.High.Array = &Array{Sockets: bothArray, To: withPort(l, toLow), Role: Server, Speak: predictHead}
+	case sequential(low.UDP) && easy(high.UDP):
+		s.At += openFirst(high.UDP)
+		s.Low.Array = &Array{Sockets: predictArray, To: h, Role: Client}
+		s.High.Spray = &Spray{To: l.Addr(), After: predictHead, List: low.UDP.Ports.next(predictAhead), Times: 2}
+	case sequential(high.UDP) && easy(low.UDP):
+		s.At += openFirst(low.UDP)
+		s.High.Array = &Array{Sockets: predictArray, To: l, Role: Client}
+		s.Low.Spray = &Spray{To: h.Addr(), After: predictHead, List: high.UDP.Ports.next(predictAhead), Times: 2}
+	default:
+		return nil
+	}
+	return []Step{s}
+}
+
+// guessSteps is the birthday punch with a NAT of random ports: it meets if any of the array's ports is
+// among the sprayed ones.
+func guessSteps(low, high Report, at time.Duration) []Step {
+	l, okl := low.UDP.seen4()
+	h, okh := high.UDP.seen4()
+	if !okl || !okh {
+		return nil
+	}
+	random := func(t Transport) bool { return t.Mapping == Dependent && t.Ports.Order != Sequential }
+	var steps []Step
+	for round := range rounds {
+		s := Step{Name: StepGuess, At: at + time.Duration(round)*guessEvery}
+		switch {
+		case random(low.UDP) && easy(high.UDP):
+			s.At += openFirst(high.UDP)
+			s.Low.Array, s.High.Spray = guessRound(low.UDP.Ports, round)
+			s.Low.Array.To, s.High.Spray.To = h, l.Addr()
+			s.For = s.High.Spray.lasts()
+		case random(high.UDP) && easy(low.UDP):
+			s.At += openFirst(low.UDP)
+			s.High.Array, s.Low.Spray = guessRound(high.UDP.Ports, round)
+			s.High.Array.To, s.Low.Spray.To = l, h.Addr()
+			s.For = s.Low.Spray.lasts()
+		default:
+			return nil
+		}
+		steps = append(steps, s)
+	}
+	return steps
+}
+
+// guessRound is one round against a NAT that gives ports of p; the second has twice the sockets.
+func guessRound(p Ports, round int) (*Array, *Spray) {
+	a, s := &Array{Sockets: guessArray, Role: Client}, &Spray{Low: lowestPort, High: 65535, Round: round}
+	if p.Order != NoOrder {
+		s.Low, s.High = p.Low, p.High
+	}
+	if p.Order == Block {
+		a.Sockets = blockArray
+	}
+	a.Sockets <<= round
+	s.After = time.Duration(a.Sockets)*time.Second/openRate + openSlack
+	return a, s
+}
+
+// openSlack is how much later than "go" one side may begin, beyond half a round trip.
+const openSlack = 100 * time.Millisecond
+
+// lasts is how long a round of spraying takes.
+func (s *Spray) lasts() time.Duration {
+	n := min(s.size(), roundPorts)
+	return s.After + time.Duration(n)*time.Second/probeRate + meetFor
+}
+
+// openFirst is how long simultaneous open goes before: not at all if it cannot work.
+func openFirst(easySide Transport) time.Duration {
+	switch easySide.Filtering {
+	case SamePort:
+		return 0
+	case NotTested:
+		return openHead
+	}
+	return openFor
+}
+
+func withPort(a netip.AddrPort, port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(a.Addr(), port)
+}
+
+// size is how many ports the rounds together choose from.
+func (s *Spray) size() int { return int(s.High) - int(s.Low) + 1 }

@@ -1,0 +1,183 @@
+package punch
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Why a peer is relayed, for a person: which pair of NATs, what was tried, what came back, what would
+// help.
+
+// end is one side as a reason speaks of it.
+type end struct {
+	Report
+	where string // "here", "at nas-box"
+}
+
+// reason puts it together. tried is what was done, empty if the plan was.
+func reason(here, there Report, name, tried string) string {
+	if name == "" {
+		name = "the peer"
+	}
+	a, b := end{here, "here"}, end{there, "at " + name}
+	text := fmt.Sprintf("%s: %s %s; %s %s", pair(here, there), a.where, a.describe(), b.where, b.describe())
+	if tried == "" {
+		tried = "nothing could be tried"
+	}
+	return text + ". " + capital(tried) + ". " + help(a, b)
+}
+
+// pair names the combination in a few words.
+func pair(a, b Report) string {
+	udp := reaches(a, "quic-v1") && reaches(b, "quic-v1")
+	tcp := reaches(a, "tcp") && reaches(b, "tcp")
+	hard := func(t Transport) bool { return t.Mapping == Dependent }
+	maybe := func(t Transport) bool { return t.Mapping == Unknown && !t.Kept && len(t.Observed) > 0 }
+	switch {
+	case !udp && !tcp:
+		return "No relay can tell at which address the peers are seen"
+	case hard(a.UDP) && hard(b.UDP):
+		return "Both NATs change ports per destination"
+	case hard(a.UDP) || hard(b.UDP):
+		return "One NAT changes ports per destination"
+	case maybe(a.UDP) && maybe(b.UDP):
+		return "Both NATs change ports, perhaps per destination (seen by one relay only)"
+	case !udp:
+		return "UDP is blocked on one side, and TCP did not get through"
+	}
+	return "Both sides let nothing in that was not asked for"
+}
+
+// describe says what a side's NAT does.
+func (s end) describe() string {
+	var what string
+	u := s.UDP
+	switch {
+	case len(u.Observed) == 0 && len(s.TCP.Observed) == 0:
+		what = "nothing is known"
+	case len(u.Observed) == 0:
+		what = "UDP is blocked"
+	case u.Mapping == None && u.Filtering == SamePort:
+		what = "a firewall"
+	case u.Mapping == None:
+		what = "a public address"
+	case u.Mapping == Dependent && u.Ports.Order == Sequential:
+		what = "the next port in a row for each destination"
+	case u.Mapping == Dependent && u.Ports.Order == Block:
+		what = "a random port of a small range for each destination"
+	case u.Mapping == Dependent:
+		what = "a random port for each destination"
+	case u.Mapping == Independent:
+		what = "one port for all destinations"
+	default:
+		what = "a NAT that one relay cannot judge"
+	}
+	if s.Router.Double {
+		what += ", two NATs in a row"
+	}
+	return what
+}
+
+// help says what would make it direct, the easiest first.
+func help(a, b end) string {
+	switch {
+	case len(a.UDP.Observed) == 0 && len(a.TCP.Observed) == 0 || len(b.UDP.Observed) == 0 && len(b.TCP.Observed) == 0:
+		return "Would help: a relay that can be reached from both sides"
+	case len(a.UDP.Observed) == 0:
+		return "Would help: let UDP out " + a.where
+	case len(b.UDP.Observed) == 0:
+		return "Would help: let UDP out " + b.where
+	}
+	// A port of one side that anybody can reach is enough. A home's router can give it, a carrier cannot.
+	sides := []end{a, b}
+	slices.SortStableFunc(sides, func(x, y end) int { return x.trouble() - y.trouble() })
+	best := sides[0]
+	var advice []string
+	if best.carrier() {
+		advice = append(advice, "IPv6 or a public address on either side: these carriers change ports per destination")
+	} else {
+		advice = append(advice, best.open())
+		if other := sides[1]; other.carrier() {
+			advice = append(advice, "the carrier "+other.where+" changes ports per destination, which only it can end")
+		}
+	}
+	return "Would help: " + strings.Join(advice, "; ")
+}
+
+// trouble orders sides by how hard it is to open a port there.
+func (s end) trouble() int {
+	switch {
+	case s.carrier():
+		return 3
+	case s.UDP.Mapping == None:
+		return 0
+	case s.UDP.Mapping == Dependent:
+		return 2
+	}
+	return 1
+}
+
+// carrier says whether the NAT looks like a carrier's, which its customer cannot configure.
+func (s end) carrier() bool {
+	return s.Router.Double || s.UDP.Mapping == Dependent && s.UDP.Ports.Order == Block
+}
+
+// open says how to let the other side in.
+func (s end) open() string {
+	port := ""
+	for _, a := range s.LAN {
+		if ap, ok := addrPort(a); ok && transportOf(a) == "quic-v1" && ap.Addr().Is4() {
+			port = fmt.Sprintf(" %d", ap.Port())
+			break
+		}
+	}
+	if s.UDP.Mapping == None {
+		return fmt.Sprintf("open UDP port%s in the firewall %s", port, s.where)
+	}
+	return fmt.Sprintf("turn on UPnP or NAT-PMP on the router %s, or forward UDP port%s on it", s.where, port)
+}
+
+// tried tells what a plan's steps did and what came back.
+func tried(p Plan, m *meeting) string {
+	var did []string
+	dials := map[string]bool{}
+	for _, s := range p.Steps {
+		for _, d := range slices.Concat(s.Low.Dials, s.High.Dials) {
+			dials[s.Name+transportOf(d.Addr)] = true
+		}
+	}
+	add := func(what string, done bool) {
+		if done {
+			did = append(did, what)
+		}
+	}
+	add("direct dials", dials[StepDirect+"quic-v1"] || dials[StepDirect+"tcp"])
+	add("simultaneous open by UDP", dials[StepOpen+"quic-v1"])
+	add("simultaneous open by TCP", dials[StepOpen+"tcp"])
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	add(fmt.Sprintf("%d packets to foretold ports", m.probes), m.probes > 0)
+	add(fmt.Sprintf("%d sockets for the peer to meet", m.sockets), m.sockets > 0)
+	if len(did) == 0 && !m.refused {
+		return ""
+	}
+	text := "tried " + strings.Join(did, ", ")
+	switch {
+	case m.failed != nil:
+		text += fmt.Sprintf("; %d packets came, but no connection: %v", m.heard, m.failed)
+	case m.heard > 0:
+		text += fmt.Sprintf("; %d packets came, but no connection", m.heard)
+	default:
+		text += "; nothing came back"
+	}
+	if m.refused {
+		text += "; no ports were tried, because no relay vouches for the peer's address"
+	}
+	if m.spent {
+		text += "; the day's packets are used up"
+	}
+	return text
+}
+
+func capital(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
