@@ -126,7 +126,7 @@ func (u *up) serve(ctx context.Context, invite string, plan *relayPlan) error {
 	} else if u.d.book.Current() == nil {
 		u.tell(Event{Event: "progress", Message: "in no network yet; waiting for: fwd join"})
 	}
-	u.apply(u.wanted())
+	u.apply()
 	return u.watch(ctx)
 }
 
@@ -237,7 +237,7 @@ func (u *up) reload() (Reloaded, error) {
 	u.config = next
 	u.mu.Unlock()
 	u.d.level.Set(levelOf(next))
-	report := u.apply(u.wanted())
+	report := u.apply()
 	report.Restart = restartFor(old, next)
 	u.d.log.Info("configuration read again", "path", u.path, "result", report.String())
 	return report, nil
@@ -267,11 +267,12 @@ func deref(v any) any {
 	return v
 }
 
-// apply makes the standing wishes those of wanted, those that an unexpose or
-// disconnect ended included.
-func (u *up) apply(wanted []wish) Reloaded {
+// apply makes the standing wishes those that are wanted now, those that an
+// unexpose or disconnect ended included.
+func (u *up) apply() Reloaded {
 	u.applying.Lock()
 	defer u.applying.Unlock()
+	wanted := u.wanted()
 	report := Reloaded{Added: []string{}, Removed: []string{}, Changed: []string{}, Restart: []string{}}
 	byKey := map[string]wish{}
 	for _, w := range wanted {
