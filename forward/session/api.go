@@ -75,6 +75,7 @@ type LaneInfo struct {
 	Memory     int64 // bytes of replay ring held
 	Sent       int64
 	Received   int64
+	Resent     int64 // of Sent, what changes of stream made us send again
 	Migrations int
 	Since      time.Time // in this state since
 }

@@ -12,6 +12,8 @@ type attachment struct {
 	s    Stream
 	done chan struct{} // closed when it is no longer the lane's
 
+	resend uint64 // bytes of its predecessors' that have to be sent again
+
 	// of the goroutine in lane.Read
 	buf  []byte
 	r, w int // buf[r:w] is unread

@@ -271,6 +271,7 @@ func (e *Endpoint) admit(p peer.ID, s Stream) (*lane, *attachment, error) {
 			s.SetDeadline(time.Time{})
 			l.link.changed()
 			l.watching.nudge()
+			l.tellMove(a)
 			return l, a, nil
 		}
 	}
@@ -470,7 +471,7 @@ func (l *lane) info() LaneInfo {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	i.Unacked, i.Memory = int64(l.ring.end-l.ring.acked), l.ring.held
-	i.Sent, i.Received = int64(l.ring.end), int64(l.rxOff)
+	i.Sent, i.Received, i.Resent = int64(l.ring.end), int64(l.rxOff), int64(l.resent)
 	i.Migrations, i.Since = max(0, l.attached-1), l.link.e.wall(l.since)
 	if l.cur == nil {
 		i.State = "detached"

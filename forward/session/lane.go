@@ -67,6 +67,7 @@ type lane struct {
 	ring    ring
 	sent    uint64 // next offset to send on cur
 	maxSent uint64 // the most ever sent
+	resent  uint64 // bytes sent again after changes of stream
 
 	// incoming
 	rxOff    uint64 // bytes delivered
@@ -323,6 +324,8 @@ func (l *lane) switchLocked(s Stream, offset uint64, rtt time.Duration) *attachm
 	a := &attachment{l: l, s: s, done: make(chan struct{}), buf: make([]byte, readBuffer)}
 	a.wake.L = &l.mu
 	a.rtt.Store(int64(rtt))
+	a.resend = l.sent - min(offset, l.sent)
+	l.resent += a.resend
 	l.ring.ack(offset)
 	l.sent = offset
 	l.ackSent, l.ackDue = l.rxOff, false
@@ -331,6 +334,18 @@ func (l *lane) switchLocked(s Stream, offset uint64, rtt time.Duration) *attachm
 	l.canRead.Broadcast()
 	l.canWrite.Broadcast()
 	return a
+}
+
+// tellMove tells the log of an attachment; that of a new lane is nobody's concern.
+func (l *lane) tellMove(a *attachment) {
+	l.mu.Lock()
+	n, resent := l.attached, a.resend
+	l.mu.Unlock()
+	level := l.link.e.log.Info
+	if n == 1 {
+		level = l.link.e.log.Debug
+	}
+	level("lane attached", "peer", l.link.peer, "role", l.link.role.String(), "lane", l.index, "times", n, "resent", resent)
 }
 
 // carry writes what becomes due on a until a is replaced or lost: the attachment's writer.

@@ -421,10 +421,9 @@ func (l *lane) attach(live *attachment, avoid Stream) error {
 	}
 	a := l.switchLocked(s, r.offset, k.e.now().Sub(asked))
 	k.e.spawn(func() { l.carry(a) })
-	n := l.attached
 	l.mu.Unlock()
 	k.changed()
-	k.e.log.Debug("lane attached", "peer", k.peer, "lane", l.index, "times", n)
+	l.tellMove(a)
 	return nil
 }
 

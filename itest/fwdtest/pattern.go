@@ -73,9 +73,13 @@ func (c *check) Write(b []byte) (int, error) {
 type Sum [sha256.Size]byte
 
 // sendPattern sends n bytes of a pattern, then half-closes.
-func sendPattern(conn net.Conn, seed uint64, n int64) (Sum, error) {
+func sendPattern(conn net.Conn, seed uint64, n int64, rate int64) (Sum, error) {
 	hash := sha256.New()
-	sent, err := io.Copy(conn, io.TeeReader(io.LimitReader(Pattern(seed), n), hash))
+	from := io.TeeReader(io.LimitReader(Pattern(seed), n), hash)
+	if rate > 0 {
+		from = &paced{from: from, rate: rate, began: time.Now()}
+	}
+	sent, err := io.Copy(conn, from)
 	if err == nil {
 		err = conn.(interface{ CloseWrite() error }).CloseWrite()
 	}
@@ -83,6 +87,27 @@ func sendPattern(conn net.Conn, seed uint64, n int64) (Sum, error) {
 		err = fmt.Errorf("send, after %d of %d bytes: %w", sent, n, err)
 	}
 	return Sum(hash.Sum(nil)), err
+}
+
+// paced gives no more than rate bytes a second, in small pieces. What a stall has held up is not made up for at
+// once: it goes on from where it was.
+type paced struct {
+	from  io.Reader
+	rate  int64
+	began time.Time
+	given int64
+}
+
+func (p *paced) Read(b []byte) (int, error) {
+	due := p.began.Add(time.Duration(float64(p.given) / float64(p.rate) * float64(time.Second)))
+	if late := time.Since(due); late > 100*time.Millisecond {
+		p.began = p.began.Add(late)
+	} else {
+		time.Sleep(-late)
+	}
+	n, err := p.from.Read(b[:min(len(b), 16<<10)])
+	p.given += int64(n)
+	return n, err
 }
 
 // receivePattern receives until end of file, which must come after exactly n right bytes.
@@ -105,18 +130,25 @@ type PatternServer struct {
 
 	mu      sync.Mutex
 	next    uint64
-	reports map[uint64]chan served
+	reports map[uint64]expected
 }
 
 type served struct {
 	sent, received Sum
+	stall          time.Duration
 	err            error
+}
+
+// expected is what the server knows of a transfer before it is asked for.
+type expected struct {
+	load   Load
+	report chan served
 }
 
 // ServePattern serves transfers on a host's address until the test ends.
 func ServePattern(t testing.TB, host *lab.Host, addr string) *PatternServer {
 	t.Helper()
-	s := &PatternServer{ln: listen(t, host, addr), reports: map[uint64]chan served{}}
+	s := &PatternServer{ln: listen(t, host, addr), reports: map[uint64]expected{}}
 	serve(t, s.ln, s.handle)
 	return s
 }
@@ -132,21 +164,21 @@ func (s *PatternServer) handle(conn net.Conn) {
 	id := binary.BigEndian.Uint64(header[0:])
 	up, down := int64(binary.BigEndian.Uint64(header[8:])), int64(binary.BigEndian.Uint64(header[16:]))
 	s.mu.Lock()
-	report := s.reports[id]
+	want, known := s.reports[id]
 	s.mu.Unlock()
-	if report == nil {
+	if !known {
 		return
 	}
 	var r served
 	var sendErr error
 	var wg sync.WaitGroup
-	wg.Go(func() { r.sent, sendErr = sendPattern(conn, downSeed(id), down) })
-	r.received, _, r.err = receivePattern(conn, upSeed(id), up, nil)
+	wg.Go(func() { r.sent, sendErr = sendPattern(conn, downSeed(id), down, want.load.Rate) })
+	r.received, r.stall, r.err = receivePattern(conn, upSeed(id), up, want.load.Received)
 	wg.Wait()
 	if r.err = errors.Join(r.err, sendErr); r.err != nil {
 		conn.(*net.TCPConn).SetLinger(0)
 	}
-	report <- r
+	want.report <- r
 }
 
 // Load is what a transfer moves.
@@ -154,6 +186,9 @@ type Load struct {
 	Up, Down int64                // bytes
 	Limit    time.Duration        // for all of it; 0: Limit
 	Progress func(received int64) // called as the client receives
+	Received func(received int64) // called as the server receives
+	Rate     int64                // bytes a second each way; 0: as fast as it goes
+	UpLast   bool                 // the client sends nothing and ends nothing before it has received all
 }
 
 // Report is how a transfer went.
@@ -161,6 +196,7 @@ type Report struct {
 	Up, Down Sum // of what arrived; equal to what was sent, else there is an error
 	Took     time.Duration
 	Stall    time.Duration // longest time in which the client received nothing
+	StallUp  time.Duration // longest time in which the server received nothing
 }
 
 // Transfer moves a load over a connection that leads to the server, both ways at once, each direction ended by a
@@ -179,7 +215,7 @@ func (s *PatternServer) Transfer(conn net.Conn, load Load) (Report, error) {
 	s.next++
 	id := s.next
 	report := make(chan served, 1)
-	s.reports[id] = report
+	s.reports[id] = expected{load, report}
 	s.mu.Unlock()
 
 	header := binary.BigEndian.AppendUint64(nil, id)
@@ -192,8 +228,15 @@ func (s *PatternServer) Transfer(conn net.Conn, load Load) (Report, error) {
 	var sent Sum
 	var sendErr, err error
 	var wg sync.WaitGroup
-	wg.Go(func() { sent, sendErr = sendPattern(conn, upSeed(id), load.Up) })
+	received := make(chan struct{})
+	wg.Go(func() {
+		if load.UpLast {
+			<-received
+		}
+		sent, sendErr = sendPattern(conn, upSeed(id), load.Up, load.Rate)
+	})
 	r.Down, r.Stall, err = receivePattern(conn, downSeed(id), load.Down, load.Progress)
+	close(received)
 	wg.Wait()
 	r.Took = time.Since(began)
 	if err := errors.Join(err, sendErr); err != nil {
@@ -201,7 +244,7 @@ func (s *PatternServer) Transfer(conn net.Conn, load Load) (Report, error) {
 	}
 	select {
 	case there := <-report:
-		r.Up = there.received
+		r.Up, r.StallUp = there.received, there.stall
 		switch {
 		case there.err != nil:
 			return r, fmt.Errorf("server: %w", there.err)

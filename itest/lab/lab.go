@@ -197,6 +197,20 @@ func (l *Lab) Sever(a, b netip.Addr) (mend func()) {
 	}
 }
 
+// SeverOneWay drops all packets from one public address to another at the core, until mend is called.
+func (l *Lab) SeverOneWay(a, b netip.Addr) (mend func()) {
+	l.t.Helper()
+	l.mu.Lock()
+	l.severs++
+	name := fmt.Sprintf("sever %d", l.severs)
+	l.mu.Unlock()
+	l.must(l.core.wall(name, wall{forwarded, slices.Concat(from(a), to(b))}), name)
+	return func() {
+		l.t.Helper()
+		l.must(l.core.wall(name), "mend")
+	}
+}
+
 func (l *Lab) addr(s string) netip.Addr {
 	l.t.Helper()
 	a, err := netip.ParseAddr(s)
