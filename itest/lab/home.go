@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 
@@ -233,6 +234,20 @@ func (r *Router) BlockTCP() {
 	r.lab.must(r.node.wall("tcp", wall{forwarded, l4(unix.IPPROTO_TCP)}), "block tcp")
 }
 func (r *Router) UnblockTCP() { r.lab.t.Helper(); r.lab.must(r.node.wall("tcp"), "unblock tcp") }
+
+// OnlyTCP drops all that the LAN sends out but TCP to that port, as networks do that let out the web alone.
+func (r *Router) OnlyTCP(port uint16) {
+	r.lab.t.Helper()
+	var drops []wall
+	if port > 0 {
+		drops = append(drops, wall{forwarded, slices.Concat(in("lan"), l4(unix.IPPROTO_TCP), dportRange(0, port-1))})
+	}
+	if port < 65535 {
+		drops = append(drops, wall{forwarded, slices.Concat(in("lan"), l4(unix.IPPROTO_TCP), dportRange(port+1, 65535))})
+	}
+	drops = append(drops, wall{forwarded, slices.Concat(in("lan"), l4(unix.IPPROTO_UDP))})
+	r.lab.must(r.node.wall("only", drops...), "only tcp")
+}
 
 var forwarded = nftables.ChainHookForward
 

@@ -136,6 +136,14 @@ func dport(port uint16) term {
 		binaryutil.BigEndian.PutUint16(port))
 }
 
+// dportRange matches destination ports from lo to hi.
+func dportRange(lo, hi uint16) term {
+	return term{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Range{Op: expr.CmpOpEq, Register: 1, FromData: binaryutil.BigEndian.PutUint16(lo), ToData: binaryutil.BigEndian.PutUint16(hi)},
+	}
+}
+
 // from and to match addresses of either family in an inet table.
 func from(a netip.Addr) term { return address46(a, 12, 8) }
 func to(a netip.Addr) term   { return address46(a, 16, 24) }

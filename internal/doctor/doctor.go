@@ -1,0 +1,198 @@
+// Package doctor examines a machine's way to its network and names the mend for each thing that stands
+// in the way of a direct path.
+//
+//	report := doctor.Examine(ctx, doctor.Machine{Relays: relays, Probe: probe, …})
+//	for _, c := range report.Checks { fmt.Println(c.Level, c.ID, c.Of, c.What, c.Mend) }
+//
+// What happens in one examination: each relay is connected to at each of its addresses (Probe); with the
+// permission that comes back, some ten plain UDP packets show what the NAT here makes of them (udp.go);
+// the router is asked which port mapping it speaks (router.go); the rest is read from the system. The
+// checks know nothing of each other but what Examine hands on, and take a few seconds together; only the
+// life time of UDP mappings, measured on request, takes up to five minutes.
+//
+// It changes nothing on this machine or the router, asks nobody but the relays and the router, and
+// imports no other room: what it needs is handed in.
+package doctor
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Level says how much a check matters.
+type Level string
+
+const (
+	OK    Level = "ok"
+	Hint  Level = "hint"  // works, could be better or could not be told
+	Wrong Level = "wrong" // stands in the way of a direct path, or of any
+)
+
+// Check is one thing examined.
+type Check struct {
+	ID    string  `json:"check"`        // stable: relay-udp, nat, clock, …
+	Of    string  `json:"of,omitempty"` // the relay or interface, where there are several
+	Level Level   `json:"level"`
+	What  string  `json:"what"`           // for a person
+	Mend  string  `json:"mend,omitempty"` // what to do about it
+	RTT   float64 `json:"rtt_ms,omitempty"`
+}
+
+// Report is all that was found.
+type Report struct {
+	V      int     `json:"v"`
+	OK     bool    `json:"ok"` // nothing is wrong
+	NAT    NAT     `json:"nat"`
+	Checks []Check `json:"checks"`
+}
+
+// Relay is one of the roster's relays.
+type Relay struct {
+	Name  string
+	Addrs []Addr
+}
+
+// Addr is one address of a relay.
+type Addr struct {
+	Transport string // udp, tcp, wss
+	Host      string // an IP address or a name
+	Port      uint16
+	Dial      any // what Probe needs to dial it
+}
+
+// Seen is what came of connecting to a relay.
+type Seen struct {
+	RTT       time.Duration
+	Observed  netip.AddrPort // where the relay sees this connection; zero: through a proxy, or it does not say
+	Reflector netip.AddrPort // answers plain UDP packets; zero: it does not
+	Token     []byte         // its permission
+	Clock     time.Time      // the relay's; zero: it does not say
+}
+
+// Machine is what is examined. Functions may be called from several goroutines.
+type Machine struct {
+	Network string // the network's name; "": none joined
+	Relays  []Relay
+	Probe   func(context.Context, Relay, Addr) (Seen, error) // a new connection to that address alone
+	Lookup  func(ctx context.Context, host string) ([]netip.Addr, error)
+
+	Listening []Addr           // Transport and Port, Host "4" or "6": the families that it listens on
+	Gateway   netip.Addr       // the router; zero: unknown
+	Mapped    []netip.AddrPort // what the router's port mapping gave fwd
+	Mapping   string           // what the node knows of its own port: endpoint-independent, …; "": nothing
+
+	Proxy   string // HTTPS_PROXY's, as it would be used; "": none
+	NoProxy string // what is wrong with it; "": nothing
+
+	Interfaces []Interface
+	Now        time.Time
+	Signed     time.Time // the owner's last signature seen; zero: none
+	ReadFile   func(path string) ([]byte, error)
+	Exists     func(path string) bool
+
+	Lifetime bool         // measure that of UDP mappings
+	Progress func(string) // told what takes long; may be nil
+}
+
+// Interface is a network interface that is up.
+type Interface struct {
+	Name  string
+	P2P   bool // point to point
+	Addrs []netip.Addr
+}
+
+const (
+	// probeWithin is how long a connection to one address may take.
+	probeWithin = 8 * time.Second
+	// lookupWithin is how long a name may take.
+	lookupWithin = 5 * time.Second
+)
+
+// Examine does all checks; it returns early, with what there is, when ctx ends.
+func Examine(ctx context.Context, m Machine) Report {
+	e := &examination{m: m}
+	var wg sync.WaitGroup
+	var local, named, router []Check
+	wg.Go(func() { local = e.local() })
+	wg.Go(func() { named = e.names(ctx) })
+	wg.Go(func() { e.gateway = askRouter(ctx, m.Gateway) })
+	probes := e.probeAll(ctx)
+	nat := e.measure(ctx, probes)
+	wg.Wait()
+	router = e.router(nat)
+
+	var checks []Check
+	checks = append(checks, e.network()...)
+	checks = append(checks, e.relays(probes, nat)...)
+	checks = append(checks, named...)
+	checks = append(checks, e.proxy(probes)...)
+	checks = append(checks, e.nat(nat)...)
+	checks = append(checks, router...)
+	checks = append(checks, e.ipv6(probes)...)
+	checks = append(checks, e.firewall(nat)...)
+	checks = append(checks, e.vpn(probes)...)
+	checks = append(checks, e.clock(probes)...)
+	checks = append(checks, local...)
+	if m.Lifetime {
+		checks = append(checks, e.lifetime(ctx, probes))
+	}
+	bad := slices.ContainsFunc(checks, func(c Check) bool { return c.Level == Wrong })
+	return Report{V: 1, OK: !bad, NAT: nat, Checks: checks}
+}
+
+// examination is one run.
+type examination struct {
+	m       Machine
+	gateway gateway
+}
+
+func (e *examination) progress(s string) {
+	if e.m.Progress != nil {
+		e.m.Progress(s)
+	}
+}
+
+// probe is one address of a relay and what came of it.
+type probe struct {
+	relay Relay
+	addr  Addr
+	seen  Seen
+	err   error
+}
+
+func (e *examination) probeAll(ctx context.Context) []*probe {
+	var all []*probe
+	var wg sync.WaitGroup
+	for _, r := range e.m.Relays {
+		for _, a := range r.Addrs {
+			p := &probe{relay: r, addr: a}
+			all = append(all, p)
+			wg.Go(func() {
+				ctx, cancel := context.WithTimeout(ctx, probeWithin)
+				defer cancel()
+				p.seen, p.err = e.m.Probe(ctx, p.relay, p.addr)
+			})
+		}
+	}
+	if len(all) > 0 {
+		e.progress("connecting to each relay")
+	}
+	wg.Wait()
+	return all
+}
+
+func (e *examination) network() []Check {
+	switch {
+	case e.m.Network == "":
+		return []Check{{ID: "network", Level: Wrong, What: "this machine is in no network", Mend: "fwd join, with an invite from \"fwd invite\" on a machine that is"}}
+	case len(e.m.Relays) == 0:
+		return []Check{{ID: "network", Level: Hint, What: "the network " + quote(e.m.Network) + " has no relay beside this machine: only machines on one LAN, or with public addresses, meet",
+			Mend: "on a server with a public address: fwd relay"}}
+	}
+	return []Check{{ID: "network", Level: OK, What: "member of " + quote(e.m.Network)}}
+}
+
+func quote(s string) string { return "\"" + s + "\"" }

@@ -1,0 +1,185 @@
+package doctor
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// What the system itself says.
+
+// udpBuffer is what quic-go asks for, bytes: with less, fast paths lose packets
+// (quic-go, wiki "UDP Buffer Sizes").
+const udpBuffer = 7_500_000
+
+// local are the checks that ask nobody.
+func (e *examination) local() []Check {
+	return slices.Concat(e.ports(), e.buffers(), e.congestion())
+}
+
+// ports says where this machine listens.
+func (e *examination) ports() []Check {
+	has := func(transport, family string) uint16 {
+		for _, a := range e.m.Listening {
+			if a.Transport == transport && a.Host == family {
+				return a.Port
+			}
+		}
+		return 0
+	}
+	udp, tcp := max(has("udp", "4"), has("udp", "6")), max(has("tcp", "4"), has("tcp", "6"))
+	c := Check{ID: "port", Level: OK}
+	switch {
+	case len(e.m.Listening) == 0:
+		return nil
+	case udp == 0 || tcp == 0:
+		c.Level, c.What = Wrong, fmt.Sprintf("listens on UDP %s and TCP %s", portWord(udp), portWord(tcp))
+		c.Mend = "another program has the port: end it, or with \"fwd stop\" let fwd choose another one"
+	case udp == tcp:
+		c.What = fmt.Sprintf("listens on %d, UDP and TCP", udp)
+	default:
+		c.What = fmt.Sprintf("listens on UDP %d and TCP %d", udp, tcp)
+	}
+	return []Check{c}
+}
+
+func portWord(p uint16) string {
+	if p == 0 {
+		return "nothing"
+	}
+	return strconv.Itoa(int(p))
+}
+
+// number reads a file that holds one number; false: there is none.
+func (e *examination) number(path string) (int, bool) {
+	b, err := e.m.ReadFile(path)
+	if err != nil {
+		return 0, false
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	return n, err == nil
+}
+
+func (e *examination) buffers() []Check {
+	r, okR := e.number("/proc/sys/net/core/rmem_max")
+	w, okW := e.number("/proc/sys/net/core/wmem_max")
+	if !okR || !okW {
+		return nil
+	}
+	c := Check{ID: "udp-buffers", Level: OK, What: fmt.Sprintf("receive %.1f MB, send %.1f MB", float64(r)/1e6, float64(w)/1e6)}
+	if r < udpBuffer || w < udpBuffer {
+		c.Level = Hint
+		c.What += "; fast direct paths want 7.5 MB"
+		c.Mend = fmt.Sprintf("sysctl -w net.core.rmem_max=%d net.core.wmem_max=%d", max(r, udpBuffer), max(w, udpBuffer))
+	}
+	return []Check{c}
+}
+
+func (e *examination) congestion() []Check {
+	b, err := e.m.ReadFile("/proc/sys/net/ipv4/tcp_available_congestion_control")
+	if err != nil {
+		return nil
+	}
+	c := Check{ID: "bbr", Level: OK, What: "available for TCP"}
+	if !slices.Contains(strings.Fields(string(b)), "bbr") {
+		c.Level, c.What = Hint, "not loaded; on lossy paths TCP is much faster with it"
+		c.Mend = "modprobe tcp_bbr"
+	}
+	return []Check{c}
+}
+
+// ipv6 says whether it is there and of use.
+func (e *examination) ipv6(probes []*probe) []Check {
+	c := Check{ID: "ipv6", Level: OK}
+	var global []netip.Addr
+	for _, i := range e.m.Interfaces {
+		for _, a := range i.Addrs {
+			if a.Is6() && a.IsGlobalUnicast() && !a.IsPrivate() {
+				global = append(global, a)
+			}
+		}
+	}
+	tried, reached := 0, 0
+	for _, p := range probes {
+		if a, err := netip.ParseAddr(p.addr.Host); err == nil && a.Is6() {
+			tried++
+			if p.err == nil {
+				reached++
+			}
+		}
+	}
+	switch {
+	case len(global) == 0:
+		c.Level, c.What, c.Mend = Hint, "none here; with it on both sides, no NAT is in the way", "turn it on in the router, or ask the provider"
+	case tried > 0 && reached == 0:
+		c.Level, c.What, c.Mend = Hint, "this machine has "+global[0].String()+", but no relay is reached by IPv6", "check IPv6 in the router here, and on the relay"
+	case reached > 0:
+		c.What = "works, as " + global[0].String()
+	default:
+		c.What = "this machine has " + global[0].String() + "; no relay has IPv6 to try it with"
+	}
+	return []Check{c}
+}
+
+// firewall speaks up only where packets from outside were seen not to come in, and no NAT is why.
+func (e *examination) firewall(n NAT) []Check {
+	if n.Kind != Firewall {
+		return nil
+	}
+	c := Check{ID: "firewall", Level: Hint, What: "a public address, but packets from outside do not come in"}
+	port := "fwd's port"
+	for _, a := range e.m.Listening {
+		if a.Transport == "udp" {
+			port = "port " + strconv.Itoa(int(a.Port))
+		}
+	}
+	c.Mend = "let " + port + " in, UDP and TCP, in the firewall here or in front"
+	for _, f := range []struct{ path, name, mend string }{
+		{"/run/firewalld", "firewalld", "firewall-cmd --add-port"},
+		{"/etc/ufw/ufw.conf", "ufw", "ufw allow"},
+	} {
+		if e.m.Exists(f.path) {
+			c.What += "; " + f.name + " is installed here"
+			c.Mend = "let " + port + " in, UDP and TCP: " + f.mend
+			return []Check{c}
+		}
+	}
+	for _, module := range []struct{ path, name string }{{"/sys/module/nf_tables", "nftables"}, {"/sys/module/ip_tables", "iptables"}} {
+		if e.m.Exists(module.path) {
+			c.What += "; " + module.name + " is loaded here"
+			break
+		}
+	}
+	return []Check{c}
+}
+
+// vpnNames begin the names of interfaces that VPNs make.
+var vpnNames = []string{"tun", "tap", "wg", "utun", "ppp", "tailscale", "zt", "nebula", "ipsec", "nordlynx", "proton", "mullvad", "CloudflareWARP"}
+
+// vpn names other tunnels, and says whether the relays are reached through one.
+func (e *examination) vpn(probes []*probe) []Check {
+	var out netip.Addr
+	for _, p := range probes {
+		if a, err := netip.ParseAddr(p.addr.Host); err == nil {
+			if out = outgoing(netip.AddrPortFrom(a, p.addr.Port)); out.IsValid() {
+				break
+			}
+		}
+	}
+	var checks []Check
+	for _, i := range e.m.Interfaces {
+		named := slices.ContainsFunc(vpnNames, func(n string) bool { return strings.HasPrefix(i.Name, n) })
+		if !named && !i.P2P || len(i.Addrs) == 0 {
+			continue
+		}
+		c := Check{ID: "vpn", Of: i.Name, Level: OK, What: "another tunnel; the relays are not reached through it"}
+		if slices.Contains(i.Addrs, out) {
+			c.Level, c.What = Hint, "another tunnel, and all traffic goes through it: direct paths get its NAT and its detour"
+			c.Mend = "leave the relays and your machines out of it (split tunnel), or turn it off"
+		}
+		checks = append(checks, c)
+	}
+	return checks
+}

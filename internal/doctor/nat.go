@@ -1,0 +1,137 @@
+package doctor
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+)
+
+// Kinds of NAT, stable names.
+const (
+	Public            = "public"             // no NAT, packets come in unasked
+	Firewall          = "firewall"           // no NAT, only answers come in
+	FullCone          = "full-cone"          // one port for all, packets come in unasked
+	AddressRestricted = "address-restricted" // … from addresses that were sent to
+	PortRestricted    = "port-restricted"    // … from addresses and ports that were sent to
+	Symmetric         = "symmetric"          // another port for each destination
+	SymmetricBlock    = "symmetric-block"    // … within a small block
+	Sequential        = "sequential"         // … the next one each time
+	UDPBlocked        = "udp-blocked"
+	Unknown           = "unknown"
+)
+
+// NAT is what the network here makes of UDP, IPv4.
+type NAT struct {
+	Kind      string `json:"kind"`
+	Mapping   string `json:"mapping"`   // none, endpoint-independent, endpoint-dependent, blocked, unknown
+	Filtering string `json:"filtering"` // none, address, address-and-port, blocked, unknown
+	PortKept  bool   `json:"port_kept"`
+	Public    string `json:"public,omitempty"` // the address that the world sees
+
+	seen  netip.AddrPort // of the first socket
+	local uint16         // its port here
+	asked reflector
+	ours  bool
+	ports []uint16 // of that socket, as different relays see it
+	fresh []uint16 // of further sockets, in order
+	keeps bool     // one of those kept its port
+}
+
+const (
+	// rowStep is how far apart ports "in a row" may be: other machines use some meanwhile.
+	rowStep = 16
+	// blockSize is the widest that counts as a carrier's block of ports.
+	blockSize = 4096
+)
+
+// name judges what was measured.
+func (n *NAT) name() {
+	switch n.Mapping {
+	case "none":
+		n.Kind = Firewall
+		if n.Filtering == "none" || n.Filtering == "address" {
+			n.Kind = Public
+		}
+	case "endpoint-independent":
+		n.Kind = map[string]string{"none": FullCone, "address": AddressRestricted, "address-and-port": PortRestricted}[n.Filtering]
+	case "endpoint-dependent":
+		n.Kind = Symmetric
+		switch {
+		case inARow(n.fresh):
+			n.Kind = Sequential
+		case len(n.fresh) >= samples-1 && int(slices.Max(n.fresh))-int(slices.Min(n.fresh)) < blockSize:
+			n.Kind = SymmetricBlock
+		}
+	}
+	if n.Kind == "" {
+		n.Kind = Unknown
+	}
+}
+
+func inARow(ports []uint16) bool {
+	for i := 1; i < len(ports); i++ {
+		if step := int(ports[i]) - int(ports[i-1]); step < 1 || step > rowStep {
+			return false
+		}
+	}
+	return len(ports) >= 3
+}
+
+// nat tells the NAT in plain words.
+func (e *examination) nat(n NAT) []Check {
+	c := Check{ID: "nat", Level: OK}
+	changing := "turn on UPnP or NAT-PMP on the router here, or forward this machine's UDP port by hand; if a carrier is behind it, ask for IPv6"
+	switch n.Kind {
+	case Public:
+		c.What = "none: this machine has the public address " + n.Public + " and is reached there"
+	case Firewall:
+		c.What = "none, but a firewall in front of " + n.Public + " lets in only answers; direct paths still come about"
+	case FullCone:
+		c.What = "full cone at " + n.Public + ": one port for all, open to all; direct paths come about with everyone"
+	case AddressRestricted:
+		c.What = "address-restricted at " + n.Public + ": one port for all; direct paths come about with everyone"
+	case PortRestricted:
+		c.What = "port-restricted at " + n.Public + ", as most homes: one port for all; direct paths come about, with symmetric NATs after a while"
+		if !n.PortKept {
+			c.What = "port-restricted at " + n.Public + ": one port for all, though not the one asked for; direct paths come about, with symmetric NATs after a while"
+		}
+	case Symmetric:
+		c.Level, c.Mend = Wrong, changing
+		c.What = "symmetric at " + n.Public + ": another, random port for each destination; no direct path to networks of the same kind"
+	case SymmetricBlock:
+		c.Level, c.Mend = Wrong, changing
+		c.What = fmt.Sprintf("symmetric at %s: another port for each destination, within a block (%d to %d seen); direct paths are a matter of luck", n.Public, slices.Min(n.fresh), slices.Max(n.fresh))
+	case Sequential:
+		c.Level, c.Mend = Hint, changing
+		c.What = "symmetric at " + n.Public + ": the next port for each destination; direct paths come about by foretelling it"
+	case UDPBlocked:
+		c.Level, c.What = Wrong, "no UDP leaves this network, TCP does; fwd falls back to it"
+		c.Mend = "let UDP out, in the router or firewall here, at least to the relays' ports"
+	default:
+		c.Level, c.What = e.unknownNAT(n)
+		c.Mend = "a second relay tells more: fwd invite --relay"
+		if len(e.m.Relays) == 0 || !n.seen.IsValid() {
+			c.Mend = "a relay that answers plain UDP tells more; it listens at the port after its own (4002)"
+		}
+	}
+	return []Check{c}
+}
+
+// unknownNAT is what can be said by one relay alone.
+func (e *examination) unknownNAT(n NAT) (Level, string) {
+	switch {
+	case !n.seen.IsValid() && n.Public != "":
+		return Hint, "seen at " + n.Public + "; its kind cannot be told, for no relay answers plain UDP here"
+	case !n.seen.IsValid():
+		return Hint, "cannot be told: no relay was reached"
+	case n.PortKept || n.keeps:
+		return OK, "seen at " + n.Public + " with its own port: most likely " + map[bool]string{true: "port-restricted", false: "an easy one"}[n.Filtering == "address-and-port"] + ", by one relay's word"
+	case inARow(n.fresh):
+		return Hint, "seen at " + n.Public + ", each new flow at the next port: perhaps symmetric, by one relay's word"
+	}
+	return Hint, "seen at " + n.Public + " with changed ports: perhaps symmetric, by one relay's word"
+}
+
+func isClosed(err error) bool { return errors.Is(err, net.ErrClosed) }

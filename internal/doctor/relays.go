@@ -1,0 +1,228 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// transports in the order in which they are told, with their names.
+var transports = []struct{ kind, name string }{{"udp", "UDP"}, {"tcp", "TCP"}, {"wss", "WebSocket"}}
+
+// reach is what is known of one relay by one transport.
+type reach struct {
+	tried, ok int
+	best      *probe
+	at        []string
+	err       error
+}
+
+func reachOf(probes []*probe, relay, transport string) (r reach) {
+	for _, p := range probes {
+		if p.relay.Name != relay || p.addr.Transport != transport {
+			continue
+		}
+		r.tried++
+		at := net.JoinHostPort(p.addr.Host, strconv.Itoa(int(p.addr.Port)))
+		if p.err != nil {
+			if r.err == nil {
+				r.err = p.err
+			}
+			r.at = append(r.at, at)
+			continue
+		}
+		r.ok++
+		if r.best == nil || p.seen.RTT < r.best.seen.RTT {
+			r.best = p
+		}
+	}
+	return r
+}
+
+// relays says which relay is reached by what.
+func (e *examination) relays(probes []*probe, nat NAT) (checks []Check) {
+	for _, r := range e.m.Relays {
+		any := false
+		for _, t := range transports {
+			any = any || reachOf(probes, r.Name, t.kind).ok > 0
+		}
+		for _, t := range transports {
+			got := reachOf(probes, r.Name, t.kind)
+			if got.tried == 0 {
+				continue
+			}
+			c := Check{ID: "relay-" + t.kind, Of: r.Name, Level: OK}
+			if got.best != nil {
+				c.RTT = float64(got.best.seen.RTT.Microseconds()) / 1000
+				c.What = net.JoinHostPort(got.best.addr.Host, strconv.Itoa(int(got.best.addr.Port))) + ", " + millis(got.best.seen.RTT)
+				checks = append(checks, c)
+				continue
+			}
+			slices.Sort(got.at)
+			c.Level, c.What = Wrong, why(got.err)+" at "+strings.Join(slices.Compact(got.at), ", ")
+			port := strconv.Itoa(int(firstPort(r, t.kind)))
+			switch {
+			case !any:
+				c.Mend = "is fwd relay running on " + r.Name + ", and is port " + port + " (" + strings.ToUpper(wire(t.kind)) + ") open in its firewall and its provider's?"
+			case t.kind == "udp" && nat.Kind == UDPBlocked:
+				c.Mend = "see NAT below"
+			case t.kind == "wss":
+				c.Level = Hint // for networks that let out nothing else
+				c.Mend = "open TCP port " + port + " in the firewall of " + r.Name + " and its provider's"
+			default:
+				c.Mend = "open " + strings.ToUpper(t.kind) + " port " + port + " in the firewall of " + r.Name + " and its provider's"
+				if t.kind == "tcp" {
+					c.Mend += ", or towards it in this network's"
+				}
+			}
+			checks = append(checks, c)
+		}
+	}
+	return checks
+}
+
+func firstPort(r Relay, transport string) uint16 {
+	for _, a := range r.Addrs {
+		if a.Transport == transport {
+			return a.Port
+		}
+	}
+	return 0
+}
+
+func wire(transport string) string {
+	if transport == "udp" {
+		return "udp"
+	}
+	return "tcp"
+}
+
+// why is an error in a word or two; what tells nothing more than silence is silence.
+func why(err error) string {
+	var dns *net.DNSError
+	switch {
+	case errors.As(err, &dns):
+		return "name not found"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "refused"
+	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH):
+		return "no route"
+	case err == nil, errors.Is(err, context.DeadlineExceeded), strings.Contains(err.Error(), "timeout"), strings.Contains(err.Error(), "deadline"):
+		return "no answer"
+	case strings.Contains(err.Error(), "peer id mismatch"):
+		return "another peer answers"
+	}
+	return "not reached"
+}
+
+func millis(d time.Duration) string {
+	switch ms := float64(d.Microseconds()) / 1000; {
+	case ms < 1:
+		return fmt.Sprintf("%.2f ms", ms)
+	case ms < 10:
+		return fmt.Sprintf("%.1f ms", ms)
+	default:
+		return fmt.Sprintf("%.0f ms", ms)
+	}
+}
+
+// names looks the relays' names up.
+func (e *examination) names(ctx context.Context) []Check {
+	ctx, cancel := context.WithTimeout(ctx, lookupWithin)
+	defer cancel()
+	var hosts []string
+	for _, r := range e.m.Relays {
+		for _, a := range r.Addrs {
+			if _, err := netip.ParseAddr(a.Host); err != nil && !slices.Contains(hosts, a.Host) {
+				hosts = append(hosts, a.Host)
+			}
+		}
+	}
+	checks := make([]Check, len(hosts))
+	var wg sync.WaitGroup
+	for i, h := range hosts {
+		wg.Go(func() {
+			addrs, err := e.m.Lookup(ctx, h)
+			c := Check{ID: "dns", Of: h, Level: OK}
+			var words []string
+			for _, a := range addrs {
+				words = append(words, a.Unmap().String())
+			}
+			c.What = strings.Join(words, ", ")
+			if err != nil || len(addrs) == 0 {
+				c.Level, c.What = Wrong, "the name leads to no address"
+				c.Mend = "check this machine's DNS server (getent hosts " + h + ") and the name's records"
+			}
+			checks[i] = c
+		})
+	}
+	wg.Wait()
+	return checks
+}
+
+// proxy says whether the environment's proxy is of use.
+func (e *examination) proxy(probes []*probe) []Check {
+	switch {
+	case e.m.NoProxy != "":
+		return []Check{{ID: "proxy", Level: Wrong, What: e.m.NoProxy, Mend: "set HTTPS_PROXY=http://HOST:PORT, then: fwd stop"}}
+	case e.m.Proxy == "":
+		return nil
+	}
+	c := Check{ID: "proxy", Level: OK, What: "relays are also reached through " + e.m.Proxy}
+	if !slices.ContainsFunc(probes, func(p *probe) bool { return p.err == nil && p.addr.Transport != "udp" }) && len(probes) > 0 {
+		c.Level, c.What = Wrong, "no relay is reached, neither directly nor through "+e.m.Proxy
+		c.Mend = "most proxies let CONNECT go to port 443 alone: on a relay, fwd relay --listen 4001 --listen 443"
+	}
+	return []Check{c}
+}
+
+// clock compares ours with what the owner signed and what relays say.
+func (e *examination) clock(probes []*probe) []Check {
+	const tolerated = 2 * time.Minute // rosters are exact to a second, certificates and expiry to an hour
+	c := Check{ID: "clock", Level: OK, What: "agrees with the network's"}
+	mend := "set it: timedatectl set-ntp true (systemd), or turn on network time"
+	if behind := e.m.Signed.Sub(e.m.Now); !e.m.Signed.IsZero() && behind > tolerated {
+		c.Level, c.What, c.Mend = Wrong, "at least "+span(behind)+" slow: the network's owner has signed later than that", mend
+		return []Check{c}
+	}
+	var off []time.Duration
+	for _, p := range probes {
+		if p.err == nil && !p.seen.Clock.IsZero() {
+			off = append(off, p.seen.Clock.Sub(e.m.Now))
+		}
+	}
+	if len(off) == 0 {
+		if e.m.Signed.IsZero() {
+			c.What = "nothing to compare it with"
+		} else {
+			c.What = "not before the owner's last signature"
+		}
+		return []Check{c}
+	}
+	slices.Sort(off)
+	switch d := off[len(off)/2]; {
+	case d > tolerated:
+		c.Level, c.What, c.Mend = Wrong, span(d)+" slow, by the relays' clocks", mend
+	case d < -tolerated:
+		c.Level, c.What, c.Mend = Wrong, span(-d)+" fast, by the relays' clocks", mend
+	}
+	return []Check{c}
+}
+
+func span(d time.Duration) string {
+	switch {
+	case d >= 48*time.Hour:
+		return fmt.Sprintf("%.0f days", d.Hours()/24)
+	case d >= 2*time.Hour:
+		return fmt.Sprintf("%.0f hours", d.Hours())
+	}
+	return fmt.Sprintf("%.0f min", d.Minutes())
+}

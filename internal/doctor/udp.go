@@ -1,0 +1,304 @@
+package doctor
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+)
+
+// What a NAT makes of single UDP packets, asked from the relays' reflectors (relaynode/reflector.go has
+// the packets' form):
+//
+//  1. one fresh socket asks each relay: the same port seen by all, or another each (mapping)
+//  2. some more fresh sockets ask the first relay: ports in a row, within a block, anywhere
+//  3. a socket asks the first relay to answer from another port too, which gets in or not (filtering)
+//  4. where it does, the second relay is asked to send to a socket that never spoke to it
+
+const (
+	requestKind, answerKind = 0x11, 0x12
+	requestSize, answerSize = 80, 35
+	alsoOther, alsoPort     = 1, 2
+
+	// resend and resends: a request is sent three times, 300 ms apart, for packets get lost.
+	resend  = 300 * time.Millisecond
+	resends = 3
+	// unasked is how long an unasked answer may come after the asked one: as long as one that is resent.
+	unasked = 700 * time.Millisecond
+	// samples is how many fresh sockets show how ports are chosen.
+	samples = 5
+)
+
+// reflector is a relay that answers plain UDP.
+type reflector struct {
+	at    netip.AddrPort
+	token []byte
+}
+
+// reflectors are those of the relays, IPv4, one a relay's address.
+func reflectors(probes []*probe) (list []reflector) {
+	for _, p := range probes {
+		at := p.seen.Reflector
+		if p.err != nil || !at.IsValid() || !at.Addr().Is4() {
+			continue
+		}
+		if !slices.ContainsFunc(list, func(r reflector) bool { return r.at.Addr() == at.Addr() }) {
+			list = append(list, reflector{at, p.seen.Token})
+		}
+	}
+	return list
+}
+
+// socket is one UDP port of ours, and what has come to it.
+type socket struct {
+	conn *net.UDPConn
+	mu   sync.Mutex
+	came []arrival
+	news chan struct{}
+	done chan struct{}
+}
+
+type arrival struct {
+	from  netip.AddrPort
+	nonce [16]byte
+	seen  netip.AddrPort
+}
+
+func listen() (*socket, error) {
+	c, err := net.ListenUDP("udp4", nil)
+	if err != nil {
+		return nil, err
+	}
+	s := &socket{conn: c, news: make(chan struct{}, 1), done: make(chan struct{})}
+	go s.read() // ends with close
+	return s, nil
+}
+
+func (s *socket) close() {
+	s.conn.Close()
+	<-s.done
+}
+
+func (s *socket) port() uint16 { return s.conn.LocalAddr().(*net.UDPAddr).AddrPort().Port() }
+
+func (s *socket) read() {
+	defer close(s.done)
+	b := make([]byte, answerSize+1)
+	for {
+		n, from, err := s.conn.ReadFromUDPAddrPort(b)
+		if err != nil {
+			if isClosed(err) {
+				return
+			}
+			continue // an ICMP error about an earlier packet
+		}
+		a, ok := parseAnswer(b[:n])
+		if !ok {
+			continue
+		}
+		a.from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+		s.mu.Lock()
+		s.came = append(s.came, a)
+		s.mu.Unlock()
+		select {
+		case s.news <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func parseAnswer(b []byte) (a arrival, ok bool) {
+	if len(b) != answerSize || b[0] != answerKind {
+		return a, false
+	}
+	copy(a.nonce[:], b[1:17])
+	body := slices.Clone(b[17:])
+	for i := range body {
+		body[i] ^= a.nonce[i%len(a.nonce)]
+	}
+	ip := netip.AddrFrom16([16]byte(body[:16])).Unmap()
+	a.seen = netip.AddrPortFrom(ip, binary.BigEndian.Uint16(body[16:]))
+	return a, a.seen.Port() != 0
+}
+
+func request(nonce [16]byte, r reflector, extra byte, port uint16) []byte {
+	b := append([]byte{requestKind}, nonce[:]...)
+	b = append(b, r.token...)
+	b = binary.BigEndian.AppendUint16(append(b, extra), port)
+	return append(b, make([]byte, max(0, requestSize-len(b)))...)
+}
+
+// wait waits until something that came is as wanted, or until then.
+func (s *socket) wait(ctx context.Context, until time.Time, wanted func(arrival) bool) (arrival, bool) {
+	timer := time.NewTimer(time.Until(until))
+	defer timer.Stop()
+	for {
+		s.mu.Lock()
+		i := slices.IndexFunc(s.came, wanted)
+		var a arrival
+		if i >= 0 {
+			a = s.came[i]
+		}
+		s.mu.Unlock()
+		if i >= 0 {
+			return a, true
+		}
+		select {
+		case <-s.news:
+		case <-timer.C:
+			return arrival{}, false
+		case <-ctx.Done():
+			return arrival{}, false
+		}
+	}
+}
+
+// ask asks r, and where it sees us. extra and port are the request's.
+func (s *socket) ask(ctx context.Context, r reflector, extra byte, port uint16) (arrival, bool) {
+	var nonce [16]byte
+	rand.Read(nonce[:])
+	packet := request(nonce, r, extra, port)
+	for range resends {
+		if ctx.Err() != nil {
+			break
+		}
+		s.conn.WriteToUDPAddrPort(packet, r.at)
+		if a, ok := s.wait(ctx, time.Now().Add(resend), func(a arrival) bool { return a.nonce == nonce && a.from == r.at }); ok {
+			return a, true
+		}
+	}
+	return arrival{}, false
+}
+
+// measure shows the NAT of this network, IPv4.
+func (e *examination) measure(ctx context.Context, probes []*probe) (n NAT) {
+	n = NAT{Kind: Unknown, Mapping: "unknown", Filtering: "unknown"}
+	udp, other := false, false
+	for _, p := range probes {
+		udp = udp || p.err == nil && p.addr.Transport == "udp"
+		other = other || p.err == nil && p.addr.Transport != "udp"
+	}
+	list := reflectors(probes)
+	if len(list) > 0 {
+		e.progress("asking how the network here treats UDP")
+	}
+	n.measureMapping(ctx, list)
+	if n.Mapping == "unknown" && e.m.Mapping != "" {
+		n.Mapping = e.m.Mapping // its port has more to go by than two relays
+	}
+	switch {
+	case n.seen.IsValid():
+		n.Public = n.seen.Addr().String()
+		n.measureFiltering(ctx, list)
+	case !udp && other:
+		n.Kind, n.Mapping, n.Filtering = UDPBlocked, "blocked", "blocked"
+		return n
+	default:
+		for _, p := range probes {
+			if o := p.seen.Observed; p.err == nil && o.IsValid() && o.Addr().Is4() {
+				n.Public = o.Addr().String()
+			}
+		}
+	}
+	n.name()
+	return n
+}
+
+func (n *NAT) measureMapping(ctx context.Context, list []reflector) {
+	s, err := listen()
+	if err != nil {
+		return
+	}
+	defer s.close()
+	for _, r := range list {
+		a, ok := s.ask(ctx, r, 0, 0)
+		if !ok {
+			continue
+		}
+		n.ports = append(n.ports, a.seen.Port())
+		if !n.seen.IsValid() {
+			n.seen, n.asked, n.local = a.seen, r, s.port()
+		}
+	}
+	if !n.seen.IsValid() {
+		return
+	}
+	n.PortKept = n.seen.Port() == s.port()
+	n.ours = isOurs(n.seen.Addr(), n.asked.at)
+	slices.Sort(n.ports)
+	asked := len(n.ports)
+	n.ports = slices.Compact(n.ports)
+	switch {
+	case n.ours && n.PortKept:
+		n.Mapping = "none"
+	case len(n.ports) > 1:
+		n.Mapping = "endpoint-dependent"
+	case asked > 1:
+		n.Mapping = "endpoint-independent"
+	}
+	if n.Mapping == "none" || n.Mapping == "endpoint-independent" && n.PortKept {
+		return
+	}
+	// One after the other, so that "in a row" can be seen.
+	for range samples {
+		if s, err := listen(); err == nil {
+			if a, ok := s.ask(ctx, n.asked, 0, 0); ok {
+				n.fresh = append(n.fresh, a.seen.Port())
+				n.keeps = n.keeps || a.seen.Port() == s.port()
+			}
+			s.close()
+		}
+	}
+}
+
+// isOurs says whether the address that a relay sees is that of our interface.
+func isOurs(seen netip.Addr, relay netip.AddrPort) bool {
+	out := outgoing(relay)
+	return out.IsValid() && out == seen
+}
+
+// outgoing is the address by which this machine sends to a. Nothing is sent.
+func outgoing(a netip.AddrPort) netip.Addr {
+	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(a))
+	if err != nil {
+		return netip.Addr{}
+	}
+	defer c.Close()
+	return c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
+}
+
+func (n *NAT) measureFiltering(ctx context.Context, list []reflector) {
+	s, err := listen()
+	if err != nil {
+		return
+	}
+	defer s.close()
+	asked, ok := s.ask(ctx, n.asked, alsoOther, 0)
+	if !ok {
+		return
+	}
+	n.Filtering = "address-and-port"
+	if _, ok := s.wait(ctx, time.Now().Add(unasked), func(a arrival) bool { return a.from != n.asked.at }); !ok {
+		return
+	}
+	n.Filtering = "address" // at most
+	if len(list) < 2 || n.Mapping == "endpoint-dependent" {
+		return
+	}
+	second := list[slices.IndexFunc(list, func(r reflector) bool { return r.at != n.asked.at })]
+	helper, err := listen()
+	if err != nil {
+		return
+	}
+	defer helper.close()
+	if _, ok := helper.ask(ctx, second, alsoPort, asked.seen.Port()); !ok {
+		return
+	}
+	if _, ok := s.wait(ctx, time.Now().Add(unasked), func(a arrival) bool { return a.from == second.at }); ok {
+		n.Filtering = "none"
+	}
+}

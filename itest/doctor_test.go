@@ -1,0 +1,160 @@
+//go:build linux
+
+package itest
+
+import (
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"fwd/itest/fwdtest"
+	"fwd/itest/lab"
+)
+
+// diagnosis is fwd doctor --json.
+type diagnosis struct {
+	OK  bool `json:"ok"`
+	NAT struct {
+		Kind      string `json:"kind"`
+		Mapping   string `json:"mapping"`
+		Filtering string `json:"filtering"`
+	} `json:"nat"`
+	Checks []finding `json:"checks"`
+}
+
+type finding struct {
+	Check string `json:"check"`
+	Of    string `json:"of"`
+	Level string `json:"level"`
+	What  string `json:"what"`
+	Mend  string `json:"mend"`
+}
+
+func (d diagnosis) find(check, of string) (f finding) {
+	for _, c := range d.Checks {
+		if c.Check == check && (of == "" || c.Of == of) {
+			return c
+		}
+	}
+	return f
+}
+
+// examine runs fwd doctor; its exit status must be as its answer is.
+func examine(t *testing.T, p *fwdtest.Peer, flags ...string) (d diagnosis) {
+	t.Helper()
+	r := p.Run(append([]string{"doctor", "--json"}, flags...)...)
+	if err := json.Unmarshal([]byte(r.Stdout), &d); err != nil {
+		t.Fatalf("fwd doctor: exit %d, %v\n%s%s", r.Code, err, r.Stdout, r.Stderr)
+	}
+	wrong := slices.ContainsFunc(d.Checks, func(f finding) bool { return f.Level == "wrong" })
+	if d.OK == wrong || d.OK != (r.Code == 0) {
+		t.Errorf("exit %d, ok %v, something wrong %v", r.Code, d.OK, wrong)
+	}
+	for _, f := range d.Checks {
+		if f.Level == "wrong" && f.Mend == "" {
+			t.Errorf("no mend for %+v", f)
+		}
+	}
+	return d
+}
+
+// twoRelays is a network with the relays "one" (its owner) and "two".
+func twoRelays(t *testing.T, l *lab.Lab) *fwdtest.Peer {
+	t.Helper()
+	one, two := fwdtest.New(t, l.Public("one", "7.0.0.10")), fwdtest.New(t, l.Public("two", "7.0.0.11"))
+	one.Start("relay", "--as", "one").Wait("invite")
+	two.Start("relay", "--as", "two", "--invite", one.Invite("--relay")).Wait("relay")
+	return one
+}
+
+func TestDoctorNamesEachNATAndFirewall(t *testing.T) {
+	t.Parallel()
+	l := lab.New(t)
+	relay := twoRelays(t, l)
+	for _, c := range []struct {
+		name string
+		kind lab.NAT
+		opts []lab.Option
+		want string
+		ok   bool
+	}{
+		{"public", lab.Open, nil, "public", true},
+		{"firewalled", lab.Open, []lab.Option{lab.Firewall()}, "firewall", true},
+		{"fullcone", lab.FullCone, nil, "full-cone", true},
+		{"addressrestricted", lab.AddressRestricted, nil, "address-restricted", true},
+		{"portrestricted", lab.PortRestricted, nil, "port-restricted", true},
+		{"inputaccept", lab.PortRestrictedInputAccept, nil, "port-restricted", true},
+		{"portrange", lab.PortRange, nil, "port-restricted", true},
+		{"symmetric", lab.Symmetric, nil, "symmetric", false},
+		{"symmetricblock", lab.SymmetricBlock, nil, "symmetric-block", false},
+		{"sequential", lab.Sequential, nil, "sequential", true},
+		{"udpblocked", lab.UDPBlocked, nil, "udp-blocked", false},
+	} {
+		p := fwdtest.New(t, l.Home(c.name, c.kind).Host(c.name, c.opts...))
+		p.Join(relay.Invite(), c.name)
+		d := examine(t, p)
+		if d.NAT.Kind != c.want || d.OK != c.ok {
+			t.Errorf("behind %v: %+v, ok %v; want %s, %v\n%+v", c.kind, d.NAT, d.OK, c.want, c.ok, d.Checks)
+		}
+		for _, of := range []string{"one", "two"} {
+			udp, tcp := d.find("relay-udp", of), d.find("relay-tcp", of)
+			if udp.Level == "ok" == (c.kind == lab.UDPBlocked) || tcp.Level != "ok" {
+				t.Errorf("behind %v: relay %s by UDP %+v, by TCP %+v", c.kind, of, udp, tcp)
+			}
+		}
+		if f := d.find("firewall", ""); (f.What != "") != (c.want == "firewall") {
+			t.Errorf("behind %v: %+v", c.kind, f)
+		}
+		p.Run("stop")
+		if testing.Verbose() {
+			t.Log("\n" + strings.TrimSpace(p.Run("doctor").Stdout))
+		}
+	}
+}
+
+func TestDoctorNamesTheRelayThatIsDown(t *testing.T) {
+	t.Parallel()
+	l := lab.New(t)
+	one := fwdtest.New(t, l.Public("one", "7.0.0.10"))
+	one.Start("relay", "--as", "one").Wait("invite")
+	two := fwdtest.New(t, l.Public("two", "7.0.0.11"))
+	down := two.Start("relay", "--as", "two", "--invite", one.Invite("--relay"))
+	down.Wait("relay")
+	p := fwdtest.New(t, l.Home("a", lab.PortRestricted).Host("nas"))
+	p.Join(one.Invite(), "nas")
+	down.Interrupt()
+	d := examine(t, p)
+	if f := d.find("relay-udp", "two"); f.Level != "wrong" || !strings.Contains(f.Mend, "fwd relay") {
+		t.Errorf("%+v", f)
+	}
+	if f := d.find("relay-udp", "one"); f.Level != "ok" {
+		t.Errorf("%+v", f)
+	}
+}
+
+func TestDoctorSeesCarrierGradeNAT(t *testing.T) {
+	t.Parallel()
+	l := lab.New(t)
+	relay := twoRelays(t, l)
+	carrier := l.Carrier("carrier", lab.PortRestricted)
+	// A phone's own address is the carrier's; behind a home router it shows only by port mapping.
+	p := fwdtest.New(t, l.Home("a", lab.PortRestricted, lab.Behind(carrier), lab.LAN("100.64.200.0/24")).Host("phone"))
+	p.Join(relay.Invite(), "phone")
+	if f := examine(t, p).find("double-nat", ""); !strings.Contains(f.What, "carrier") {
+		t.Errorf("%+v", f)
+	}
+}
+
+func TestDoctorMeasuresTheLifeOfMappings(t *testing.T) {
+	t.Parallel()
+	l := lab.New(t)
+	relay := twoRelays(t, l)
+	short := lab.Tracking(lab.Conntrack{UDP: 6 * time.Second, UDPStream: 13 * time.Second})
+	p := fwdtest.New(t, l.Home("a", lab.PortRestricted, short).Host("nas"))
+	p.Join(relay.Invite(), "nas")
+	if f := examine(t, p, "--lifetime").find("lifetime", ""); !strings.Contains(f.What, "10s") || !strings.Contains(f.What, "20s") {
+		t.Errorf("%+v", f)
+	}
+}
