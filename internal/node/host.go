@@ -44,6 +44,8 @@ type parts struct {
 	upgrader transport.Upgrader
 	sockets  *sockets
 	quic     *quicreuse.ConnManager
+	key      crypto.PrivKey
+	limits   network.ResourceManager
 	dialer   *swarm.Swarm  // AutoNAT's, which dials back; the host closes it
 	reach    event.Emitter // says "private" or "public" to whoever asks the bus
 }
@@ -81,7 +83,7 @@ func newTransports(s *swarm.Swarm, key crypto.PrivKey, limits network.ResourceMa
 		return nil, err
 	}
 	socks := &sockets{}
-	cm, err := newQUIC(key, limits, socks)
+	cm, err := newQUIC(key, limits, socks.listen)
 	if err != nil {
 		return nil, err
 	}
@@ -142,7 +144,7 @@ func newParts(key crypto.PrivKey, relay bool, proxy proxyFor, opts basichost.Hos
 	if err != nil {
 		return nil, errors.Join(err, s.Close(), limits.Close())
 	}
-	p := &parts{swarm: s, upgrader: t.upgrader, sockets: t.sockets, quic: t.quic}
+	p := &parts{swarm: s, upgrader: t.upgrader, sockets: t.sockets, quic: t.quic, key: key, limits: limits}
 	fail := func(err error) (*parts, error) { return nil, errors.Join(err, s.Close(), limits.Close()) }
 
 	if opts.AutoNATv2, p.dialer, err = newAutoNAT(limits, relay); err != nil {
@@ -211,8 +213,11 @@ func newAutoNAT(limits network.ResourceManager, server bool) (*autonatv2.AutoNAT
 	return nat, s, err
 }
 
+// listenUDP opens a UDP socket for QUIC.
+type listenUDP = func(network string, addr *net.UDPAddr) (net.PacketConn, error)
+
 // newQUIC manages the UDP sockets: one a listen address, used for dialling and punching too.
-func newQUIC(key crypto.PrivKey, limits network.ResourceManager, socks *sockets) (*quicreuse.ConnManager, error) {
+func newQUIC(key crypto.PrivKey, limits network.ResourceManager, listen listenUDP) (*quicreuse.ConnManager, error) {
 	// Both keys follow from the peer's, so that a restarted peer can tell old connections at once
 	// that they are dead.
 	var reset quic.StatelessResetKey
@@ -229,7 +234,7 @@ func newQUIC(key crypto.PrivKey, limits network.ResourceManager, socks *sockets)
 		copy(into, k)
 	}
 	return quicreuse.NewConnManager(reset, token,
-		quicreuse.OverrideListenUDP(socks.listen),
+		quicreuse.OverrideListenUDP(listen),
 		quicreuse.ConnContext(func(ctx context.Context, client *quic.ClientInfo) (context.Context, error) {
 			// Counts the connection before its handshake. An address that has no multiaddr form is
 			// still the limiter's to judge.

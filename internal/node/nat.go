@@ -1,45 +1,36 @@
 package node
 
 import (
-	"bufio"
 	"context"
-	"encoding/binary"
-	"errors"
-	"fmt"
-	"io"
+	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/network"
-	"github.com/libp2p/go-libp2p/core/protocol"
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
 
 	"fwd/internal/punch"
 )
 
-// reflectProtocol is served by relays: the answer is the address at which they see the connection, as
-// a uvarint length and that many bytes of multiaddr.
-const reflectProtocol protocol.ID = "/fwd/reflect/1"
-
-const (
-	// observedFor is how long an answer holds; the mapping of a living connection does not change
-	// without the connection's.
-	observedFor = 5 * time.Minute
-	// observeWithin is how long a relay may take to answer.
-	observeWithin = 2 * time.Second
-	// maxMultiaddr is the most bytes that are taken for an address.
-	maxMultiaddr = 512
-)
+// observedFor is how long an answer holds; the mapping of a living connection does not change
+// without the connection's.
+const observedFor = 5 * time.Minute
 
 // NATReport is what this node knows of its way to the internet, for status.
 type NATReport struct {
 	Reachability string // "public" if some address can be dialled from the internet, else "private"
-	UDP, TCP     string // mapping: "none", "endpoint-independent", "endpoint-dependent", "unknown"
-	PortMapping  string // "none", "found" (a router that maps, but gave no public address), "mapped"
-	Public       []ma.Multiaddr
-	Observed     []ma.Multiaddr // as the relays see us
+	UDP, TCP     string // mapping: "none", "endpoint-independent", "endpoint-dependent", "blocked", "unknown"
+	// Filtering is "endpoint-independent", "address-dependent" (with one relay: that or less),
+	// "address-and-port-dependent", "unknown"; of UDP over IPv4.
+	Filtering   string
+	Ports       string // how new UDP flows get theirs: "kept", "sequential", "block", "random", "unknown"
+	PortMapping string // "none", "found" (a router that maps, but gave no public address), "mapped"
+	DoubleNAT   bool   // the router that maps ports is itself behind another one
+	IPv6        bool   // relays see us by IPv6
+	Public      []ma.Multiaddr
+	Observed    []ma.Multiaddr // as the relays see us
 }
 
 // natView remembers how the relays see each of our connections to them.
@@ -47,11 +38,12 @@ type natView struct {
 	node *Node
 	mu   sync.Mutex
 	seen map[*link]observation
+	exam *examination // the latest
 }
 
 type observation struct {
-	addr ma.Multiaddr
-	at   time.Time
+	reflected
+	at time.Time
 }
 
 func newNATView(n *Node) *natView { return &natView{node: n, seen: make(map[*link]observation)} }
@@ -61,6 +53,7 @@ func (v *natView) forget() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	clear(v.seen)
+	v.exam = nil
 }
 
 // refresh asks, on every direct connection to a relay of the roster, at which address it is seen. It
@@ -84,14 +77,14 @@ func (v *natView) refresh(ctx context.Context) map[*link]observation {
 			continue
 		}
 		wg.Go(func() {
-			addr, err := observe(ctx, l.conn)
+			answer, err := observe(ctx, l.conn)
 			if err != nil {
 				v.node.log.Debug("relay does not say how it sees us", "relay", l.conn.RemotePeer(), "err", err)
 				return
 			}
 			v.mu.Lock()
 			defer v.mu.Unlock()
-			v.seen[l] = observation{addr, now}
+			v.seen[l] = observation{answer, now}
 		})
 	}
 	wg.Wait()
@@ -108,56 +101,89 @@ func (v *natView) refresh(ctx context.Context) map[*link]observation {
 	return out
 }
 
-// observe asks the peer at the other end of c at which address it sees this very connection.
-func observe(ctx context.Context, c network.Conn) (ma.Multiaddr, error) {
-	ctx, cancel := context.WithTimeout(ctx, observeWithin)
-	defer cancel()
-	s, err := openOn(ctx, c, reflectProtocol)
-	if err != nil {
-		return nil, err
-	}
-	defer s.Reset()
-	defer context.AfterFunc(ctx, func() { s.Reset() })()
-	// Sends the protocol's name. An error means that the answer came first, and the relay's end of the
-	// stream with it.
-	s.CloseWrite()
-	return readAddr(s)
-}
+// look has all of it looked at anew where it is too old; it does not wait for the examination.
+func (v *natView) look(ctx context.Context) { v.examine(v.refresh(ctx)) }
 
-// readAddr reads one length-prefixed multiaddr.
-func readAddr(r io.Reader) (ma.Multiaddr, error) {
-	in := bufio.NewReader(io.LimitReader(r, maxMultiaddr+binary.MaxVarintLen64))
-	size, err := binary.ReadUvarint(in)
-	if err != nil {
-		return nil, err
+// keep looks every now and then, until ctx ends.
+func (v *natView) keep(ctx context.Context) {
+	tick := time.NewTicker(observedFor)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			v.look(ctx)
+		case <-ctx.Done():
+			return
+		}
 	}
-	if size == 0 || size > maxMultiaddr {
-		return nil, fmt.Errorf("address of %d bytes; 1 to %d are taken", size, maxMultiaddr)
-	}
-	b := make([]byte, size)
-	if _, err := io.ReadFull(in, b); err != nil {
-		return nil, err
-	}
-	a, err := ma.NewMultiaddrBytes(b)
-	if err != nil {
-		return nil, err
-	}
-	if !isIP(a) {
-		return nil, errors.New("not an IP address")
-	}
-	return a, nil
 }
 
 // report is our NAT report, from what relays say now.
 func (v *natView) report(ctx context.Context) punch.Report {
 	seen := v.refresh(ctx)
+	select {
+	case <-v.examine(seen):
+	case <-ctx.Done():
+	}
+	r := v.known(seen)
+	if r.UDP.Mapping == punch.Dependent && r.UDP.Ports.Order == punch.Sequential {
+		if last, ok := v.latest(ctx, seen); ok {
+			r.UDP.Ports.Last = last
+		}
+	}
+	return r
+}
+
+// known is the report from what was seen.
+func (v *natView) known(seen map[*link]observation) punch.Report {
 	local := v.node.addrs.local()
-	return punch.Report{
+	r := punch.Report{
 		UDP:       classify(seen, local, "quic-v1"),
 		TCP:       classify(seen, local, "tcp"),
 		LAN:       v.node.addrs.lan(),
 		Confirmed: v.node.addrs.confirmed(),
+		Router:    punch.Router{PortMapping: "none"},
 	}
+	v.mu.Lock()
+	if e := v.exam; e != nil {
+		if r.UDP.Mapping == punch.Unknown || e.mapping == punch.Dependent {
+			r.UDP.Mapping = e.mapping
+		}
+		r.UDP.Filtering = e.filtering
+		if r.UDP.Mapping == punch.Dependent {
+			r.UDP.Ports = e.ports
+		}
+	}
+	v.mu.Unlock()
+	if at, ok := r.Seen4(); ok {
+		for _, o := range seen {
+			if us, ok := quicAddrPort(o.addr); ok && us == at && len(o.proof.Signature) > 0 {
+				r.Proof = o.proof
+			}
+		}
+	}
+	if found, mapped := v.node.addrs.mapped(); found {
+		r.Router.PortMapping = "found"
+		for _, a := range mapped {
+			if manet.IsPublicAddr(a) {
+				r.Router.PortMapping = "mapped"
+			} else {
+				// The router is in a private network itself: a carrier's, whose other customers may get there.
+				r.Router.Double = true
+				r.LAN = append(r.LAN, a)
+			}
+		}
+	}
+	return r
+}
+
+// quicAddrPort is the address of a QUIC multiaddr.
+func quicAddrPort(a ma.Multiaddr) (netip.AddrPort, bool) {
+	if transportOf(a) != "quic-v1" {
+		return netip.AddrPort{}, false
+	}
+	ap, err := netip.ParseAddrPort(net.JoinHostPort(hostOf(a), portOf(a)))
+	return unmapped(ap), err == nil
 }
 
 // classify says how one transport's port is mapped, by what different relays see of it.
@@ -222,28 +248,34 @@ func (n *Node) NAT() NATReport {
 		seen[l] = o
 	}
 	n.nat.mu.Unlock()
-	local := n.addrs.local()
-	udp, tcp := classify(seen, local, "quic-v1"), classify(seen, local, "tcp")
+	k := n.nat.known(seen)
 	r := NATReport{
-		Reachability: "private", PortMapping: "none",
-		UDP: mappingName(udp.Mapping), TCP: mappingName(tcp.Mapping),
-		Public: n.addrs.confirmed(), Observed: slices.Concat(udp.Observed, tcp.Observed),
+		Reachability: "private", PortMapping: k.Router.PortMapping, DoubleNAT: k.Router.Double,
+		UDP: mappingName(k.UDP), TCP: mappingName(k.TCP), Filtering: string(k.UDP.Filtering), Ports: string(k.UDP.Ports.Order),
+		Public: k.Confirmed, Observed: slices.Concat(k.UDP.Observed, k.TCP.Observed),
 	}
+	if len(k.UDP.Observed) == 0 && len(k.TCP.Observed) > 0 {
+		r.UDP = "blocked"
+	}
+	if r.Filtering == "" {
+		r.Filtering = "unknown"
+	}
+	switch {
+	case k.UDP.Kept:
+		r.Ports = "kept"
+	case r.Ports == "":
+		r.Ports = "unknown"
+	}
+	r.IPv6 = slices.ContainsFunc(r.Observed, func(a ma.Multiaddr) bool { return a[0].Protocol().Code == ma.P_IP6 })
 	if len(r.Public) > 0 {
 		r.Reachability = "public"
-	}
-	if found, mapped := n.addrs.mapped(); found {
-		r.PortMapping = "found"
-		if slices.ContainsFunc(mapped, manet.IsPublicAddr) {
-			r.PortMapping = "mapped"
-		}
 	}
 	return r
 }
 
-func mappingName(m punch.Mapping) string {
-	if m == punch.Unknown {
+func mappingName(t punch.Transport) string {
+	if t.Mapping == punch.Unknown {
 		return "unknown"
 	}
-	return string(m)
+	return string(t.Mapping)
 }

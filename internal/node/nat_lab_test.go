@@ -202,6 +202,10 @@ func TestPunchThroughRealNATs(t *testing.T) {
 		{lab.FullCone, lab.Symmetric, "path direct quic-v1"},
 		{lab.UDPBlocked, lab.PortRestricted, "path direct tcp"},
 		{lab.Symmetric, lab.Symmetric, "path relay"},
+		{lab.Symmetric, lab.PortRestricted, "path direct quic-v1"},
+		{lab.PortRestrictedInputAccept, lab.SymmetricBlock, "path direct quic-v1"},
+		{lab.Sequential, lab.PortRestricted, "path direct"},
+		{lab.Sequential, lab.Sequential, "path direct"},
 	} {
 		t.Run(fmt.Sprintf("%vx%v", c.a, c.b), func(t *testing.T) {
 			l := lab.New(t)

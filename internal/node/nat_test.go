@@ -24,7 +24,7 @@ func TestMappingIsToldByWhatDifferentRelaysSee(t *testing.T) {
 		m := make(map[*link]observation)
 		for i := 0; i < len(pairs); i += 2 {
 			l := &link{conn: fakeConn{remote: ma.StringCast("/ip4/" + pairs[i] + "/udp/4001/quic-v1")}}
-			m[l] = observation{addr: ma.StringCast(pairs[i+1] + "/quic-v1")}
+			m[l] = observation{reflected: reflected{addr: ma.StringCast(pairs[i+1] + "/quic-v1")}}
 		}
 		return m
 	}
@@ -53,8 +53,8 @@ func FuzzReflectedAddress(f *testing.F) {
 	f.Add(append(binary.AppendUvarint(nil, uint64(len(good))), good...))
 	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if a, err := readAddr(bytes.NewReader(b)); err == nil && !isIP(a) {
-			t.Errorf("took %s", a)
+		if r, err := readReflected(bytes.NewReader(b)); err == nil && !isIP(r.addr) {
+			t.Errorf("took %s", r.addr)
 		}
 	})
 }

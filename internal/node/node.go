@@ -63,6 +63,11 @@ type Config struct {
 	// Only relays, and an invite's contact, are dialled through it.
 	Proxy func(address string) *url.URL
 
+	// Name is what a person calls a peer, for reasons; nil: "the peer".
+	Name func(peer.ID) string
+	// NoGuessing keeps punching to addresses that relays saw: no ports are foretold or guessed.
+	NoGuessing bool
+
 	Mapping bool // ask the router for port mappings (UPnP, NAT-PMP)
 	Log     *slog.Logger
 }
@@ -127,16 +132,17 @@ var ErrUnreachable = errors.New("not reachable")
 
 // Node is one libp2p host and its paths to others.
 type Node struct {
-	cfg   Config
-	self  peer.ID
-	parts *parts
-	guard *guard
-	door  *door
-	addrs *addresses
-	paths *paths
-	nat   *natView
-	punch *punch.Puncher
-	log   *slog.Logger
+	cfg     Config
+	self    peer.ID
+	parts   *parts
+	guard   *guard
+	door    *door
+	addrs   *addresses
+	paths   *paths
+	nat     *natView
+	packets *packets
+	punch   *punch.Puncher
+	log     *slog.Logger
 
 	ctx    context.Context // ends when Serve does
 	cancel context.CancelFunc
@@ -164,6 +170,7 @@ func New(cfg Config) (*Node, error) {
 		holds:   make(map[peer.ID]*hold),
 		calls:   make(map[peer.ID]*call),
 		reasons: make(map[peer.ID]string),
+		packets: newPackets(),
 	}
 	if n.log == nil {
 		n.log = slog.New(slog.DiscardHandler)
@@ -226,6 +233,7 @@ func (n *Node) listen() error {
 	if err := s.Listen(n.cfg.Listen...); err != nil {
 		return fmt.Errorf("listen on %v: %w", n.cfg.Listen, err)
 	}
+	n.readPackets()
 	return nil
 }
 
@@ -242,6 +250,7 @@ func (n *Node) Serve(ctx context.Context) error {
 	n.tasks.start(func() { n.sweepMembers(n.ctx) })
 	if !n.cfg.Relay {
 		n.tasks.start(func() { n.keepRelays(n.ctx) })
+		n.tasks.start(func() { n.nat.keep(n.ctx) })
 	}
 	select {
 	case <-ctx.Done():

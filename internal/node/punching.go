@@ -33,9 +33,50 @@ func (n *Node) newPuncher() *punch.Puncher {
 			return err
 		},
 		Opener: func(to netip.AddrPort, hops int) { n.parts.sockets.opener(to, hops) },
+		Wire:   n.wire(),
+		Name:   n.cfg.Name,
 		Direct: n.paths.whenDirect,
 		Log:    n.log,
 	})
+}
+
+// wire is UDP beneath QUIC, as punching at foretold ports needs it.
+func (n *Node) wire() *punch.Wire {
+	return &punch.Wire{
+		Probe: n.parts.sockets.send,
+		Hear:  n.hearPunch,
+		Socket: func() (punch.Socket, error) {
+			s, err := newFreshSocket()
+			return s, err
+		},
+		Take:     n.take,
+		Vouched:  n.vouched,
+		Guessing: func() bool { return !n.cfg.NoGuessing },
+	}
+}
+
+// hearPunch tells where a punch's packets at the QUIC port come from.
+func (n *Node) hearPunch(t punch.Token) (<-chan netip.AddrPort, func()) {
+	heard, stopHearing := n.packets.hear(t)
+	from := make(chan netip.AddrPort, 1)
+	ctx, cancel := context.WithCancel(n.ctx)
+	n.tasks.start(func() {
+		defer stopHearing()
+		for {
+			select {
+			case p := <-heard:
+				if _, ok := punch.ReadToken(p.data); ok {
+					select {
+					case from <- p.from:
+					default:
+					}
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return from, cancel
 }
 
 // whenDirect's channel is closed when there is a direct connection to p.
@@ -100,7 +141,7 @@ func (n *Node) punched(p peer.ID, o punch.Outcome, err error) {
 		n.reasons[p] = o.Reason
 	}
 	n.mu.Unlock()
-	n.log.Debug("punch", "peer", p, "direct", o.Direct, "step", o.Step, "took", o.Took, "reason", o.Reason, "err", err)
+	n.log.Debug("punch", "peer", p, "direct", o.Direct, "step", o.Step, "took", o.Took, "probes", o.Probes, "sockets", o.Sockets, "reason", o.Reason, "err", err)
 }
 
 // reason says why p is relayed, as far as known.

@@ -275,7 +275,7 @@ func (n *Node) dialBeside(ctx context.Context, id peer.ID) {
 			}
 		}
 	}
-	n.nat.refresh(ctx)
+	n.nat.look(ctx)
 }
 
 // renewLinks dials the relay anew by each transport and closes the old connections that carry no
