@@ -143,7 +143,7 @@ type (
 //	pong       Peer, Path, Seq
 //	invite     Invite, Message: the code and, for stderr, its story
 //	relay      Peer, Addrs: the relay is up
-//	status, ls, peers, result   Result: the command's one answer
+//	status, ls, peers, doctor, result   Result: the command's one answer
 //	error      Failure
 //	done
 type Event struct {
@@ -228,7 +228,10 @@ type NATStatus struct {
 	Reachability string   `json:"reachability"` // public, private, unknown
 	UDP          string   `json:"udp"`          // endpoint-independent, endpoint-dependent, none, blocked, unknown
 	TCP          string   `json:"tcp"`
-	Filtering    string   `json:"filtering"`
+	Filtering    string   `json:"filtering"` // endpoint-independent, address-dependent (or less: one relay), address-and-port-dependent, unknown
+	Ports        string   `json:"ports"`     // of new flows: kept, sequential, block, random, unknown
+	DoubleNAT    bool     `json:"double_nat"`
+	IPv6         bool     `json:"ipv6"`
 	PortMapping  string   `json:"port_mapping"` // none, upnp, nat-pmp
 	PublicAddrs  []string `json:"public_addrs"`
 }

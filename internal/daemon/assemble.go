@@ -37,6 +37,8 @@ func (d *Daemon) assemble(plan *relayPlan, limits limitsConfig) error {
 		BeforeReserve: d.exchange,
 		Changed:       func() { d.finder.Announce() },
 		Proxy:         environmentsProxy(),
+		Name:          d.nameOf,
+		NoGuessing:    os.Getenv("FWD_NO_GUESSING") != "",
 		Mapping:       plan == nil,
 		Relay:         plan != nil,
 		Log:           d.log,

@@ -42,8 +42,8 @@ func (d *Daemon) status() Status {
 		s.Network = &NetworkStatus{ID: string(roster.Network), Name: roster.Name, Epoch: roster.Epoch, Term: roster.Term, Role: roster.Role(d.self)}
 	}
 	nat := d.node.NAT()
-	s.NAT = NATStatus{Reachability: nat.Reachability, UDP: nat.UDP, TCP: nat.TCP, Filtering: "unknown",
-		PortMapping: nat.PortMapping, PublicAddrs: words(nat.Public)}
+	s.NAT = NATStatus{Reachability: nat.Reachability, UDP: nat.UDP, TCP: nat.TCP, Filtering: nat.Filtering,
+		Ports: nat.Ports, DoubleNAT: nat.DoubleNAT, IPv6: nat.IPv6, PortMapping: nat.PortMapping, PublicAddrs: words(nat.Public)}
 	for _, r := range d.node.RelayStates() {
 		s.Relays = append(s.Relays, RelayStatus{Peer: r.Peer.String(), Name: d.nameOf(r.Peer),
 			Connected: r.Connected, Reserved: r.Reserved, RTT: millis(r.RTT)})
