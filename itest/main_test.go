@@ -15,6 +15,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if spec := os.Getenv(playerOf); spec != "" {
+		os.Exit(play(spec)) // likewise
+	}
 	if relay := os.Getenv(strangerOf); relay != "" {
 		os.Exit(playStranger(relay)) // this binary again, on a host of the lab
 	}

@@ -1,0 +1,263 @@
+//go:build linux
+
+package itest
+
+import (
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"fwd/itest/lab"
+)
+
+// matrixOut takes the tables as text, for docs/paths.md.
+var matrixOut = flag.String("matrix", "", "append the measured tables to this file")
+
+// What the ladder may cost a pair, as docs/paths.md promises it (nat.md §8).
+const (
+	openCeiling  = 3 * time.Second  // 0.6 s on a quiet machine; the tests share theirs
+	guessCeiling = 25 * time.Second // both rounds
+	knownCeiling = 40 * time.Second // until a failure is told
+
+	maxPorts   = 2 * 1024 // distinct ports that one side may send to in one attempt
+	maxArray   = 256 + 512
+	maxPackets = 2*1024 + 400 // UDP, to the peer's address, in one attempt: the ports, handshakes, 40 of simultaneous open
+)
+
+var allKinds = []lab.NAT{lab.Open, lab.FullCone, lab.AddressRestricted, lab.PortRestricted, lab.PortRestrictedInputAccept,
+	lab.PortRange, lab.Symmetric, lab.SymmetricBlock, lab.Sequential, lab.UDPBlocked}
+
+var shortNames = map[lab.NAT]string{lab.Open: "open", lab.FullCone: "FC", lab.AddressRestricted: "AR", lab.PortRestricted: "PR",
+	lab.PortRestrictedInputAccept: "PRa", lab.PortRange: "range", lab.Symmetric: "SYM", lab.SymmetricBlock: "block",
+	lab.Sequential: "SEQ", lab.UDPBlocked: "UDPB"}
+
+// expected is the route of a pair where both have UDP and TCP, and how long it may take.
+func expected(a, b lab.NAT) (route string, ceiling time.Duration) {
+	random := func(k lab.NAT) bool { return k == lab.Symmetric || k == lab.SymmetricBlock }
+	// Those that answer any port of who they have sent to.
+	lenient := func(k lab.NAT) bool { return k == lab.Open || k == lab.FullCone || k == lab.AddressRestricted }
+	if random(b) {
+		a, b = b, a
+	}
+	switch {
+	case !random(a) || lenient(b):
+		return "direct", openCeiling // SEQ and UDPB keep their TCP ports
+	case random(b) || b == lab.Sequential || b == lab.UDPBlocked:
+		return "relay", knownCeiling
+	}
+	return "direct", guessCeiling
+}
+
+// expectedUDP is the same without TCP.
+func expectedUDP(a, b lab.NAT) (route string, ceiling time.Duration) {
+	if a == lab.Sequential && b == lab.Sequential {
+		return "direct", guessCeiling
+	}
+	route, ceiling = expected(a, b)
+	if (a == lab.Sequential || b == lab.Sequential) && route == "direct" {
+		ceiling = guessCeiling
+	}
+	return route, ceiling
+}
+
+// grid is a matrix at work: a home of each kind for the rows, which connect, and one for the columns,
+// which are reached.
+type grid struct {
+	t          *testing.T
+	lab        *lab.Lab
+	kinds      []lab.NAT
+	rows, cols []*player
+	cells      [][]cell
+}
+
+type cell struct {
+	meeting
+	packets, ports [2]int // UDP that each side sent the other
+}
+
+// newGrid builds the homes and starts all players.
+func newGrid(t *testing.T, kinds []lab.NAT, home func(*lab.Home), listen func(lab.NAT) []string) *grid {
+	t.Helper()
+	g := &grid{t: t, lab: lab.New(t), kinds: kinds}
+	vps := g.lab.Public("relay", "7.0.0.10")
+	startPlayer(t, vps, playerSpec{Number: 1, Relay: true}).ready()
+	relays := map[int][]string{1: {"/ip4/7.0.0.10/" + quic4001, "/ip4/7.0.0.10/" + tcp4001}}
+	for side := range 2 {
+		for i, k := range kinds {
+			h := g.lab.Home(fmt.Sprintf("%c-%s", 'a'+side, shortNames[k]), k, slow())
+			if home != nil {
+				home(h)
+			}
+			p := startPlayer(t, h.Host(fmt.Sprintf("%c%s", 'a'+side, shortNames[k])),
+				playerSpec{Number: 100*(side+1) + i, Relays: relays, Listen: listen(k)})
+			if side == 0 {
+				g.rows = append(g.rows, p)
+			} else {
+				g.cols = append(g.cols, p)
+			}
+		}
+	}
+	for _, p := range slices.Concat(g.rows, g.cols) {
+		p.ready()
+	}
+	for _, p := range slices.Concat(g.rows, g.cols) {
+		p.examined()
+	}
+	g.cells = make([][]cell, len(kinds))
+	for i := range g.cells {
+		g.cells[i] = make([]cell, len(kinds))
+	}
+	return g
+}
+
+// examined waits until the player knows its NAT.
+func (p *player) examined() (last told) {
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		p.do("nat")
+		l, ok := p.until(time.Minute, func(l told) bool { return l.NAT != nil })
+		if !ok {
+			return last
+		}
+		if last = l; l.NAT.UDP == "blocked" || l.NAT.Filtering != "unknown" {
+			return last
+		}
+	}
+	return last
+}
+
+// run meets all pairs: in each turn every player is in one pair, so that none disturbs another.
+func (g *grid) run() {
+	n := len(g.kinds)
+	for turn := range n {
+		var pairs sync.WaitGroup
+		for i := range n {
+			j := (i + turn) % n
+			pairs.Go(func() {
+				g.cells[i][j].meeting = g.rows[i].meet(g.cols[j], knownCeiling)
+				g.rows[i].part(g.cols[j])
+			})
+		}
+		pairs.Wait()
+	}
+	flows := g.lab.Flows()
+	for i, a := range g.rows {
+		for j, b := range g.cols {
+			for side, way := range [2][2]netip.Addr{{a.host.PublicAddr(), b.host.PublicAddr()}, {b.host.PublicAddr(), a.host.PublicAddr()}} {
+				ports := make(map[uint16]bool)
+				for _, f := range flows {
+					if f.Proto == "udp" && f.Src.Addr() == way[0] && f.Dst.Addr() == way[1] {
+						g.cells[i][j].packets[side] += int(f.Packets)
+						ports[f.Dst.Port()] = true
+					}
+				}
+				g.cells[i][j].ports[side] = len(ports)
+			}
+		}
+	}
+}
+
+// check compares with what is expected, cell by cell.
+func (g *grid) check(expected func(a, b lab.NAT) (string, time.Duration)) {
+	g.t.Helper()
+	direct := 0
+	for i, row := range g.cells {
+		for j, c := range row {
+			a, b := g.kinds[i], g.kinds[j]
+			want, ceiling := expected(a, b)
+			took := c.Direct
+			if c.Route == "direct" {
+				direct++
+			} else {
+				took = c.Known
+			}
+			if c.Route != want || took > ceiling {
+				g.t.Errorf("%v connects to %v: %s after %v, want %s within %v; %s", a, b, c.Route, took, want, ceiling, c.Reason)
+			}
+			for side := range 2 {
+				if c.ports[side] > maxPorts+8 || c.packets[side] > maxPackets {
+					g.t.Errorf("%v connects to %v: side %d sent %d packets to %d ports", a, b, side, c.packets[side], c.ports[side])
+				}
+			}
+			if want == "relay" && !strings.Contains(c.Reason, "Would help") {
+				g.t.Errorf("%v connects to %v: no help in the reason %q", a, b, c.Reason)
+			}
+		}
+	}
+	g.t.Logf("%d of %d ordered pairs direct\n%s", direct, len(g.kinds)*len(g.kinds), g.table())
+}
+
+// table is the matrix in Markdown: seconds from relayed to direct, and the UDP packets of both sides.
+func (g *grid) table() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "| |")
+	for _, k := range g.kinds {
+		fmt.Fprintf(&b, " %s |", shortNames[k])
+	}
+	fmt.Fprintf(&b, "\n|---|%s\n", strings.Repeat("---|", len(g.kinds)))
+	for i, row := range g.cells {
+		fmt.Fprintf(&b, "| **%s** |", shortNames[g.kinds[i]])
+		for _, c := range row {
+			switch c.Route {
+			case "direct":
+				mark := ""
+				if c.Transport != "quic-v1" {
+					mark = " T"
+				}
+				fmt.Fprintf(&b, " %.2f%s", c.Direct.Seconds(), mark)
+				if n := c.packets[0] + c.packets[1]; n > 100 {
+					fmt.Fprintf(&b, " (%d)", n)
+				}
+				fmt.Fprintf(&b, " |")
+			default:
+				fmt.Fprintf(&b, " · |")
+			}
+		}
+		fmt.Fprintln(&b)
+	}
+	return b.String()
+}
+
+// write appends the table to the file that the flag names.
+func (g *grid) write(title string) {
+	if *matrixOut == "" {
+		return
+	}
+	f, err := os.OpenFile(*matrixOut, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	if err == nil {
+		_, err = fmt.Fprintf(f, "%s\n\n%s\n", title, g.table())
+		f.Close()
+	}
+	if err != nil {
+		g.t.Error(err)
+	}
+}
+
+func TestEveryPairOfNATsTakesItsRoute(t *testing.T) {
+	g := newGrid(t, allKinds, nil, func(lab.NAT) []string { return nil })
+	g.run()
+	g.check(expected)
+	g.write("UDP and TCP, row connects to column:")
+}
+
+// Without TCP nothing hides what becomes of UDP.
+func TestEveryPairOfHardNATsMeetsByUDPAlone(t *testing.T) {
+	g := newGrid(t, []lab.NAT{lab.PortRestricted, lab.PortRestrictedInputAccept, lab.PortRange, lab.Symmetric, lab.SymmetricBlock, lab.Sequential},
+		nil, func(lab.NAT) []string { return listenOn4(quic4001) })
+	g.run()
+	g.check(expectedUDP)
+	g.write("UDP alone, row connects to column:")
+}
+
+func TestPairsWithoutUDPMeetByTCP(t *testing.T) {
+	g := newGrid(t, []lab.NAT{lab.Open, lab.PortRestricted, lab.PortRestrictedInputAccept, lab.UDPBlocked},
+		nil, func(lab.NAT) []string { return listenOn4(tcp4001) })
+	g.run()
+	g.check(func(lab.NAT, lab.NAT) (string, time.Duration) { return "direct", openCeiling })
+	g.write("TCP alone, row connects to column:")
+}
