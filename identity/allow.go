@@ -20,11 +20,14 @@ type Allow struct {
 	Members bool      // everyone with Use, and guests whose entry names the service; no relays
 	Peers   []peer.ID // these too, relays included
 	Tags    []string  // whoever bears one of these
-	Deny    []peer.ID // but never these
+
+	DenyMembers bool      // takes Members back: only who is named or tagged
+	Deny        []peer.ID // never these, whatever else allows them
+	DenyTags    []string  // nor whoever bears one of these
 }
 
 // ParseAllow reads a list as people write it: "members", machine names, peer IDs and
-// "tag:ops", with "!" before who is denied. Names are looked up in the roster, which
+// "tag:ops", any of them with "!" before it to deny. Names are looked up in the roster, which
 // may be nil where none are used. A word that cannot be read spoils the whole list:
 // half of what somebody meant is not what they meant.
 func ParseAllow(words []string, r *Roster) (Allow, error) {
@@ -34,31 +37,31 @@ func ParseAllow(words []string, r *Roster) (Allow, error) {
 			return Allow{}, fmt.Errorf("allow %.80q: %w", word, err)
 		}
 	}
-	if len(a.Peers) > maxAllow || len(a.Tags) > maxAllow || len(a.Deny) > maxAllow {
+	if max(len(a.Peers), len(a.Tags), len(a.Deny), len(a.DenyTags)) > maxAllow {
 		return Allow{}, fmt.Errorf("allow list of %d words: %w", len(words), ErrTooLarge)
 	}
 	return a, nil
 }
 
 func (a *Allow) add(word string, r *Roster) error {
-	if word == "members" {
-		a.Members = true
+	who, denied := strings.CutPrefix(word, "!")
+	members, tags, peers := &a.Members, &a.Tags, &a.Peers
+	if denied {
+		members, tags, peers = &a.DenyMembers, &a.DenyTags, &a.Deny
+	}
+	if who == "members" {
+		*members = true
 		return nil
 	}
-	if tag, ok := strings.CutPrefix(word, "tag:"); ok {
-		a.Tags = union(a.Tags, []string{tag})
+	if tag, ok := strings.CutPrefix(who, "tag:"); ok {
+		*tags = union(*tags, []string{tag})
 		return CheckName(tag)
 	}
-	name, denied := strings.CutPrefix(word, "!")
-	p, err := parseWho(name, r)
+	p, err := parseWho(who, r)
 	if err != nil {
 		return err
 	}
-	if denied {
-		a.Deny = union(a.Deny, []peer.ID{p})
-	} else {
-		a.Peers = union(a.Peers, []peer.ID{p})
-	}
+	*peers = union(*peers, []peer.ID{p})
 	return nil
 }
 
@@ -92,6 +95,12 @@ func (a Allow) Words() []string {
 	}
 	for _, p := range a.Peers {
 		words = append(words, p.String())
+	}
+	if a.DenyMembers {
+		words = append(words, "!members")
+	}
+	for _, t := range a.DenyTags {
+		words = append(words, "!tag:"+t)
 	}
 	for _, p := range a.Deny {
 		words = append(words, "!"+p.String())
@@ -142,16 +151,38 @@ func denial(s *Sealed, now time.Time, p, self peer.ID, service string, allow All
 		return "its role is " + e.Role() + ", which uses no services"
 	case e.guest() && !slices.Contains(e.Only, Grant{service, self}):
 		return "it is a guest for other services"
-	case slices.Contains(allow.Deny, p):
+	case slices.Contains(allow.Deny, p), e.bears(allow.DenyTags):
 		return "the service denies it"
-	case slices.Contains(allow.Peers, p), allow.tagged(e), allow.Members && e.Caps&Relay == 0:
+	case slices.Contains(allow.Peers, p), e.bears(allow.Tags), allow.Members && !allow.DenyMembers && e.Caps&Relay == 0:
 		return ""
 	}
 	return "the service does not allow it"
 }
 
-func (a Allow) tagged(e Entry) bool {
-	return slices.ContainsFunc(e.Tags, func(t string) bool { return slices.Contains(a.Tags, t) })
+// bears tells whether the entry has one of the tags.
+func (e Entry) bears(tags []string) bool {
+	return slices.ContainsFunc(e.Tags, func(t string) bool { return slices.Contains(tags, t) })
+}
+
+// AuthorizeLane is the coarse question before Authorize: may p use anything at self,
+// so that a lane of its is worth having? What it opens on the lane is asked each time.
+func AuthorizeLane(s *Sealed, now time.Time, p, self peer.ID) error {
+	denied := func(reason string) error { return &DeniedError{Peer: p, Service: "*", Reason: reason} }
+	if s == nil || s.Roster == nil {
+		return denied("this machine has no roster")
+	}
+	e, ok := s.Entry(p)
+	switch {
+	case !ok:
+		return denied("it is not on the roster")
+	case e.expired(later(now, s.Issued)):
+		return denied("its access has expired")
+	case e.Caps&Use == 0:
+		return denied("its role is " + e.Role() + ", which uses no services")
+	case e.guest() && !slices.ContainsFunc(e.Only, func(g Grant) bool { return g.Peer == self }):
+		return denied("it is a guest of other machines")
+	}
+	return nil
 }
 
 // AuthorizeAdmin tells whether p may ask the owner to change the roster: nil or a

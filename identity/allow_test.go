@@ -36,6 +36,10 @@ func TestAuthorizeAsksRosterRoleGrantsAndList(t *testing.T) {
 		{"a device", Entry{Caps: Device}, Allow{Members: true, Peers: []peer.ID{p}}, false},
 		{"a relay among members", Entry{Caps: Relay | Use}, members, false},
 		{"a relay by name", Entry{Caps: Relay | Use}, Allow{Peers: []peer.ID{p}}, true},
+		{"a member whose tag is denied", Entry{Caps: Member, Tags: []string{"dev", "ops"}}, Allow{Members: true, Peers: []peer.ID{p}, DenyTags: []string{"ops"}}, false},
+		{"a member without the denied tag", Entry{Caps: Member, Tags: []string{"dev"}}, Allow{Members: true, DenyTags: []string{"ops"}}, true},
+		{"a member where members are denied", Entry{Caps: Member}, Allow{Members: true, DenyMembers: true}, false},
+		{"a member by name where members are denied", Entry{Caps: Member}, Allow{Members: true, DenyMembers: true, Peers: []peer.ID{p}}, true},
 		{"a relay that may not use, by name", Entry{Caps: Relay}, Allow{Peers: []peer.ID{p}}, false},
 		{"a guest of this service", Entry{Caps: Guest, Only: here}, members, true},
 		{"a guest of another machine's", Entry{Caps: Guest, Only: there}, members, false},
@@ -89,7 +93,7 @@ func TestAllowWordsAreResolvedWhenWritten(t *testing.T) {
 	if again.String() != want {
 		t.Fatalf("read back as %s", again)
 	}
-	for _, word := range []string{"", "nobody", "nas", "tag:", "tag:a b", "!", "!members", "!tag:ops", "nas.nas-box", "Members", "12D3Koo"} {
+	for _, word := range []string{"", "nobody", "nas", "tag:", "tag:a b", "!", "nas.nas-box", "Members", "12D3Koo"} {
 		if a, err := ParseAllow([]string{"members", word}, r); err == nil || a.Members {
 			t.Errorf("%q: got %s, %v", word, a, err)
 		}
@@ -162,5 +166,50 @@ func TestDamagedKnownFileIsNamedWithItsLine(t *testing.T) {
 		if !errors.As(err, &damaged) || !strings.Contains(err.Error(), "line 3") {
 			t.Errorf("%q: got %v", line, err)
 		}
+	}
+}
+
+func TestDeniesReadBackAndNothingHalfReadIsTaken(t *testing.T) {
+	r, _ := sampleRoster(t)
+	words := []string{"members", "tag:ops", "!members", "!tag:dev", "!nas-box"}
+	a, err := ParseAllow(words, r)
+	must(t, err)
+	again, err := ParseAllow(a.Words(), nil)
+	must(t, err)
+	if a.String() != again.String() || !a.DenyMembers || len(a.DenyTags) != 1 || len(a.Deny) != 1 {
+		t.Fatalf("%v read back as %v", a, again)
+	}
+	for _, bad := range []string{"!", "!!nas-box", "!tag:", "tag:!x", "!tag:tag:x", "!nobody"} {
+		if _, err := ParseAllow([]string{"members", bad}, r); err == nil {
+			t.Errorf("%q was taken", bad)
+		}
+	}
+}
+
+func TestALaneIsOnlyForWhoMayUseSomethingHere(t *testing.T) {
+	_, self := testKey(t, "nas-box")
+	_, other := testKey(t, "other-box")
+	_, p := testKey(t, "p")
+	for _, c := range []struct {
+		name  string
+		entry Entry
+		ok    bool
+	}{
+		{"a member", Entry{Caps: Member}, true},
+		{"a guest of this machine", Entry{Caps: Guest, Only: []Grant{{"web", other}, {"nas", self}}}, true},
+		{"a guest of another machine", Entry{Caps: Guest, Only: []Grant{{"nas", other}}}, false},
+		{"a guest of nothing", Entry{Caps: Guest}, false},
+		{"a device", Entry{Caps: Device}, false},
+		{"a relay", Entry{Caps: Relay}, false},
+		{"an expired member", Entry{Caps: Member, Expires: t0}, false},
+	} {
+		c.entry.Peer, c.entry.Name = p, "p"
+		s := &Sealed{Roster: &Roster{Entries: []Entry{c.entry}}}
+		if err := AuthorizeLane(s, t0, p, self); (err == nil) != c.ok {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+	if AuthorizeLane(nil, t0, p, self) == nil || AuthorizeLane(&Sealed{Roster: &Roster{}}, t0, p, self) == nil {
+		t.Error("a stranger, or anybody without a roster, was let in")
 	}
 }

@@ -117,6 +117,27 @@ func (g *page) time(clock time.Time) time.Time {
 	return clock
 }
 
+// NextExpiry is the first moment after now, a clock's time, at which an entry stops
+// counting; the zero time if none does. What was decided before must be asked again then.
+func (b *Book) NextExpiry(now time.Time) (next time.Time) {
+	g := b.now.Load()
+	now = g.time(now)
+	look := func(s *Sealed) {
+		for _, e := range s.Entries {
+			if !e.Expires.IsZero() && !e.expired(now) && (next.IsZero() || e.Expires.Before(next)) {
+				next = e.Expires
+			}
+		}
+	}
+	if g.roster != nil {
+		look(g.roster)
+	}
+	for _, s := range g.slices {
+		look(s)
+	}
+	return next
+}
+
 // Fresh is the last time at which the owner is known to have held this roster for
 // the current one; the zero time without a network. See StaleWarn.
 func (b *Book) Fresh() time.Time {

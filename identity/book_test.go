@@ -304,3 +304,21 @@ func TestWatchTellsOfChangesInOneWord(t *testing.T) {
 	default:
 	}
 }
+
+func TestNextExpiryIsTheFirstThatIsStillToCome(t *testing.T) {
+	n := newNetwork(t)
+	if next := n.book.NextExpiry(t0); !next.IsZero() {
+		t.Fatalf("nothing expires, yet %v", next)
+	}
+	n.join(t, "a", InviteOptions{For: 2 * time.Hour})
+	n.join(t, "b", InviteOptions{For: time.Hour})
+	n.join(t, "c", InviteOptions{})
+	for now, want := range map[time.Duration]time.Duration{0: time.Hour, time.Hour: 2 * time.Hour} {
+		if next := n.book.NextExpiry(t0.Add(now)); !next.Equal(t0.Add(want)) {
+			t.Errorf("at %v the next is %v, want %v", now, next, want)
+		}
+	}
+	if next := n.book.NextExpiry(t0.Add(2 * time.Hour)); !next.IsZero() {
+		t.Errorf("all have expired, yet %v", next)
+	}
+}

@@ -413,6 +413,11 @@ func (o *Owner) ClaimService(p peer.ID, service string, now time.Time) error {
 		if holder, ok := r.Services[service]; ok {
 			return fmt.Errorf("claim service: %w: %s belongs to %s", ErrNameTaken, service, r.nameOf(holder))
 		}
+		// A machine's name is no service's but its own: `ssh nas-box.fwd` must not lead
+		// to whoever claims "nas-box".
+		if m, ok := r.ByName(service); ok && m.Peer != p {
+			return fmt.Errorf("claim service: %w: %s is a machine, peer %s", ErrNameTaken, service, m.Peer)
+		}
 		e, ok := r.Entry(p)
 		if !ok || e.Caps&Expose == 0 || e.expired(o.book.Now(now)) {
 			return fmt.Errorf("claim service %s for %s: %w", service, p, ErrNotAllowed)

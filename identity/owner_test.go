@@ -155,6 +155,9 @@ func TestServiceNameBelongsToTheFirst(t *testing.T) {
 	}
 	wantErr(t, n.owner.ClaimService(b.id, "nas", t0), ErrNameTaken)
 	wantErr(t, n.owner.ClaimService(guest.id, "web", t0), ErrNotAllowed)
+	wantErr(t, n.owner.ClaimService(b.id, "a", t0), ErrNameTaken) // `ssh a.fwd` would lead to b
+	must(t, n.owner.ClaimService(a.id, "a", t0))
+	must(t, n.owner.ReleaseService(a.id, "a", t0))
 	if err := n.owner.ClaimService(b.id, "a.b", t0); err == nil {
 		t.Fatal("a name with a dot was given out")
 	}

@@ -264,14 +264,7 @@ func (d *Daemon) pathKind(p peer.ID) node.PathKind {
 
 // authorizeLane: may p attach at all? What it may open is asked at each open.
 func (d *Daemon) authorizeLane(p peer.ID) error {
-	e, ok := d.book.For(p).Entry(p)
-	switch {
-	case !d.member(p), !ok:
-		return errors.New("not on the roster")
-	case e.Caps&identity.Use == 0:
-		return errors.New("its entry does not let it use services")
-	}
-	return nil
+	return identity.AuthorizeLane(d.book.For(p), d.now(), p, d.self)
 }
 
 // connected notes a peer met, for its roster to be compared with ours.

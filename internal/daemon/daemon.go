@@ -29,6 +29,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"fwd/discovery"
 	"fwd/forward"
@@ -66,6 +67,7 @@ type Daemon struct {
 	seen     map[peer.ID]sighting
 	expelled bool                 // the owner said that we are off the roster
 	offered  map[peer.ID][]string // what each exposed for us when last asked
+	askers   map[peer.ID]*rate.Limiter
 	wishes   int
 	idle     *time.Timer // ends the daemon; nil in the foreground
 }
@@ -178,6 +180,7 @@ func open(home Home, how logConfig, finish context.CancelCauseFunc) (*Daemon, er
 		forwards: map[*forwarding]bool{},
 		seen:     map[peer.ID]sighting{},
 		offered:  map[peer.ID][]string{},
+		askers:   map[peer.ID]*rate.Limiter{},
 		finish:   finish,
 	}
 	d.level.Set(levelOf(&config{Log: how}))

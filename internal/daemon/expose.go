@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -18,6 +19,7 @@ type service struct {
 	name   string
 	target forward.Target
 	words  []string // who may use it, as written
+	fixed  []string // the same with peer IDs for names, as they were when it was written
 	allow  identity.Allow
 	hold   time.Duration
 	from   string // command, kept, config
@@ -83,16 +85,18 @@ func (d *Daemon) expose(ctx context.Context, req ExposeRequest, from string, emi
 
 // addService puts svc on offer. Its name must be free on this machine.
 func (d *Daemon) addService(svc *service) error {
-	allow, err := d.allowFor(svc)
-	if err != nil {
+	var err error
+	if svc.fixed, err = d.fixWords(svc.name, svc.words); err != nil {
 		return err
 	}
-	svc.allow = allow
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if old := d.services[svc.name]; old != nil {
 		return usage("choose another with --name, or end it: fwd unexpose "+svc.name,
 			"%q is already exposed on this machine (target %s)", svc.name, old.target)
+	}
+	if svc.allow, err = d.allowFor(svc); err != nil {
+		return err
 	}
 	d.services[svc.name] = svc
 	return nil
@@ -110,16 +114,21 @@ func (d *Daemon) changeService(req ExposeRequest) error {
 		words = []string{"members"}
 	}
 	name := exposeName(req)
-	allow, err := d.allowFor(&service{name: name, words: words})
+	fixed, err := d.fixWords(name, words)
 	if err != nil {
 		return err
 	}
 	d.mu.Lock()
-	svc := d.services[name]
-	if svc != nil {
-		svc.target, svc.words, svc.allow, svc.hold = target, words, allow, req.Hold
+	if svc := d.services[name]; svc != nil {
+		var allow identity.Allow
+		if allow, err = d.allowFor(&service{name: name, fixed: fixed}); err == nil {
+			svc.target, svc.words, svc.fixed, svc.allow, svc.hold = target, words, fixed, allow, req.Hold
+		}
 	}
 	d.mu.Unlock()
+	if err != nil {
+		return err
+	}
 	d.log.Info("service changed", "service", name, "target", target)
 	d.enforce()
 	return nil
@@ -135,19 +144,34 @@ func (d *Daemon) removeService(svc *service) {
 		errors.New("no longer exposed"))
 }
 
-// allowFor resolves who may use svc: its own words, what `fwd allow` added,
-// and above both what `fwd deny` said.
+// fixWords resolves a service's own list, once: a name that changes hands later
+// takes no access with it, and one that is gone later spoils nothing.
+func (d *Daemon) fixWords(name string, words []string) ([]string, error) {
+	var roster *identity.Roster
+	if s := d.book.Current(); s != nil {
+		roster = s.Roster
+	}
+	list, err := identity.ParseAllow(words, roster)
+	if err != nil {
+		return nil, usage("machines are listed by: fwd peers", "who may use %s: %v", name, err)
+	}
+	return list.Words(), nil
+}
+
+// allowFor is who may use svc: its own words, what `fwd allow` added, and above
+// both what `fwd deny` said. Under Daemon.mu, or of two changes at once the
+// earlier one could have the last word.
 func (d *Daemon) allowFor(svc *service) (identity.Allow, error) {
-	words := slices.Clone(svc.words)
+	words := slices.Clone(svc.fixed)
 	d.state.get(func(s stateFile) {
 		words = append(words, s.Allowed[svc.name]...)
 		for _, w := range s.Denied[svc.name] {
 			words = append(words, "!"+w)
 		}
 	})
-	allow, err := identity.ParseAllow(words, d.book.Current().Roster)
+	allow, err := identity.ParseAllow(words, nil)
 	if err != nil {
-		return allow, usage("machines are listed by: fwd peers", "who may use %s: %v", svc.name, err)
+		return allow, usage("repair the lists in "+d.state.path, "who may use %s: %v", svc.name, err)
 	}
 	return allow, nil
 }
@@ -258,6 +282,9 @@ func (d *Daemon) allow(ctx context.Context, req AllowRequest, emit func(Event)) 
 	if where != d.self {
 		return d.ask(ctx, where, "allow", AllowRequest{Service: name + "." + d.nameOf(where), Who: req.Who, Deny: req.Deny}, emit)
 	}
+	if strings.HasPrefix(req.Who, "!") {
+		return usage("fwd deny "+req.Service+" "+req.Who[1:], "say whom, and allow or deny")
+	}
 	list, err := identity.ParseAllow([]string{req.Who}, roster.Roster)
 	if err != nil {
 		return fail(ExitUnknownName, "unknown-name", "machines are listed by: fwd peers", "%v", err)
@@ -276,16 +303,14 @@ func (d *Daemon) allow(ctx context.Context, req AllowRequest, emit func(Event)) 
 		return err
 	}
 	d.mu.Lock()
-	svc := d.services[name]
-	d.mu.Unlock()
-	if svc != nil {
-		allow, err := d.allowFor(svc)
-		if err != nil {
-			return err
+	if svc := d.services[name]; svc != nil {
+		if svc.allow, err = d.allowFor(svc); err != nil {
+			svc.allow = identity.Allow{} // what cannot be read lets nobody in
 		}
-		d.mu.Lock()
-		svc.allow = allow
-		d.mu.Unlock()
+	}
+	d.mu.Unlock()
+	if err != nil {
+		return err
 	}
 	d.log.Info("access changed", "service", name, "who", req.Who, "deny", req.Deny)
 	d.enforce()

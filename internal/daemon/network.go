@@ -57,6 +57,18 @@ func (d *Daemon) inviteOptions(req InviteRequest) (identity.InviteOptions, error
 	if opt.Expires == 0 {
 		opt.Expires = 24 * time.Hour
 	}
+	// Words that contradict each other are not weighed: half of what somebody meant
+	// may be more than they meant.
+	kinds := 0
+	for _, is := range []bool{len(req.Only) > 0, req.Device, req.Relay && !req.Admin, req.Replace != ""} {
+		if is {
+			kinds++
+		}
+	}
+	if kinds > 1 || kinds == 1 && req.Admin && !req.Relay || req.Replace != "" && (req.Relay || len(req.Tags) > 0) {
+		return opt, usage("one of --only, --device, --relay, --admin; --replace takes what the machine had",
+			"these do not go together in one invite")
+	}
 	switch {
 	case len(req.Only) > 0:
 		opt.Caps = identity.Use

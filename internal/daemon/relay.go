@@ -153,11 +153,7 @@ type AnnounceRequest struct {
 }
 
 // grantAnnounce is the owner's half.
-func (d *Daemon) grantAnnounce(p peer.ID, req AnnounceRequest) error {
-	owner := d.currentOwner()
-	if owner == nil {
-		return fail(ExitRefused, "not-owner", "", "%s does not own the network", d.nameOf(d.self))
-	}
+func (d *Daemon) grantAnnounce(owner *identity.Owner, p peer.ID, req AnnounceRequest) error {
 	info := identity.RelayInfo{Peer: p}
 	for _, w := range req.Addrs {
 		a, err := ma.NewMultiaddr(w)

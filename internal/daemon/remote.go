@@ -6,8 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
+	"time"
+	"unicode"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+	"golang.org/x/time/rate"
 
 	"fwd/identity"
 )
@@ -33,26 +37,34 @@ var mayAsk = map[string]identity.Capability{
 	"allow":    identity.Admin,
 }
 
-// carryOut does p's request and collects the answer.
+// carryOut does p's request and collects the answer. Only what this machine can
+// do itself is done: nobody's wish is passed on under our own name.
 func (d *Daemon) carryOut(p peer.ID, req Request) ([]Event, *Failure) {
-	s := d.book.Current()
-	entry, ok := s.Entry(p)
-	need, known := mayAsk[req.Command]
-	if !ok || !known || entry.Caps&need == 0 && p != s.Owner {
-		return nil, fail(ExitRefused, "refused", "ask the network's owner, or an admin", "%s may not ask %s for %s", d.nameOf(p), d.nameOf(d.self), req.Command)
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), rosterTimeout)
 	defer cancel()
+	if err := d.mayCarryOut(p, req.Command); err != nil {
+		d.log.Warn("request refused", "peer", d.nameOf(p), "command", clean(req.Command, 40), "reason", err)
+		return nil, fail(ExitRefused, "refused", "ask the network's owner, or an admin", "%s may not ask %s for %s", d.nameOf(p), d.nameOf(d.self), clean(req.Command, 40))
+	}
+	if err := d.asker(p).Wait(ctx); err != nil {
+		return nil, fail(ExitUnreachable, "too-many", "ask again later", "%s asks %s for too much at once", d.nameOf(p), d.nameOf(d.self))
+	}
 	var events []Event
 	emit := func(e Event) { events = append(events, e) }
+	owner := d.currentOwner()
+	if owner == nil && req.Command != "allow" {
+		return nil, fail(ExitRefused, "not-owner", "", "%s does not own the network", d.nameOf(d.self))
+	}
 	var err error
 	switch req.Command {
 	case "claim":
-		err = with(req, func(r ClaimRequest) error { return d.grantClaim(p, r) })
+		err = with(req, func(r ClaimRequest) error { return d.grantClaim(owner, p, r) })
 	case "announce":
-		err = with(req, func(r AnnounceRequest) error { return d.grantAnnounce(p, r) })
+		err = with(req, func(r AnnounceRequest) error { return d.grantAnnounce(owner, p, r) })
 	case "leave":
-		err = d.grantLeave(p)
+		err = owner.Revoke(p, d.now())
+	case "allow":
+		err = with(req, func(r AllowRequest) error { return d.grantAllow(ctx, r, emit) })
 	default:
 		err = d.do(ctx, req, emit, nil)
 	}
@@ -63,18 +75,67 @@ func (d *Daemon) carryOut(p peer.ID, req Request) ([]Event, *Failure) {
 	return events, nil
 }
 
-// grantClaim gives p the short name of its service, or takes it back.
-func (d *Daemon) grantClaim(p peer.ID, claim ClaimRequest) error {
-	owner := d.currentOwner()
-	if owner == nil {
-		return fail(ExitRefused, "not-owner", "", "%s does not own the network", d.nameOf(d.self))
+// mayCarryOut: does p's entry let it ask for the command?
+func (d *Daemon) mayCarryOut(p peer.ID, command string) error {
+	need, known := mayAsk[command]
+	s := d.book.For(p)
+	switch {
+	case !known:
+		return errors.New("no peer may")
+	case !d.member(p) || s == nil:
+		return errors.New("not on the roster")
+	case need == identity.Admin:
+		return identity.AuthorizeAdmin(s, d.now(), p)
 	}
+	if e, _ := s.Entry(p); e.Caps&need == 0 && p != s.Owner {
+		return errors.New("its role is " + s.Role(p))
+	}
+	return nil
+}
+
+// asker paces what one peer has done here: each change of the roster is a write
+// to disk and news for everybody.
+func (d *Daemon) asker(p peer.ID) *rate.Limiter {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	l := d.askers[p]
+	if l == nil {
+		l = rate.NewLimiter(rate.Every(time.Second), requestBurst)
+		d.askers[p] = l
+	}
+	return l
+}
+
+// requestBurst is how many requests a peer has carried out at once; the next
+// ones wait, a second each.
+const requestBurst = 20
+
+// grantAllow changes the list of a service of this very machine.
+func (d *Daemon) grantAllow(ctx context.Context, req AllowRequest, emit func(Event)) error {
+	s := d.book.Current()
+	if s == nil {
+		return errNoNetwork
+	}
+	if _, where, err := d.serviceHere(s, req.Service); err != nil {
+		return err
+	} else if where != d.self {
+		return fail(ExitUnknownName, "unknown-name", "", "%s is no service of %s", clean(req.Service, 130), d.nameOf(d.self))
+	}
+	return d.allow(ctx, req, emit)
+}
+
+// grantClaim gives p the short name of its service, or takes it back.
+func (d *Daemon) grantClaim(owner *identity.Owner, p peer.ID, claim ClaimRequest) error {
 	if claim.Release {
 		return owner.ReleaseService(p, claim.Service, d.now())
 	}
 	err := owner.ClaimService(p, claim.Service, d.now())
 	if errors.Is(err, identity.ErrNameTaken) {
-		return fail(ExitRefused, "name-taken", "", "the short name %q belongs to %s", claim.Service, d.nameOf(d.book.Current().Services[claim.Service]))
+		holder, ok := d.book.Current().Services[claim.Service]
+		if !ok { // then it is a machine's
+			return fail(ExitRefused, "name-taken", "", "%q is a machine's name", claim.Service)
+		}
+		return fail(ExitRefused, "name-taken", "", "the short name %q belongs to %s", claim.Service, d.nameOf(holder))
 	}
 	return err
 }
@@ -94,13 +155,31 @@ func (d *Daemon) ask(ctx context.Context, p peer.ID, command string, request any
 	if err != nil {
 		return unreachable(d.nameOf(p), err)
 	}
-	if reply.Failure != nil {
-		return reply.Failure
+	if f := reply.Failure; f != nil {
+		return &Failure{Code: clean(f.Code, 40), What: clean(f.What, maxTold), Hint: clean(f.Hint, maxTold), Exit: min(max(f.Exit, ExitFailed), ExitNoDaemon)}
 	}
-	for _, e := range reply.Events {
-		emit(e)
+	for _, e := range reply.Events[:min(len(reply.Events), 64)] {
+		// What another machine says is shown to a person: words alone, and no more
+		// of the events than its answers have.
+		emit(Event{Event: clean(e.Event, 20), Message: clean(e.Message, maxTold), Invite: clean(e.Invite, 4096),
+			Peer: clean(e.Peer, 80), Machine: clean(e.Machine, 80)})
 	}
 	return nil
+}
+
+// maxTold bounds a sentence of another machine's.
+const maxTold = 500
+
+// clean is another machine's text as it may be shown on a terminal: printable,
+// and at most max bytes.
+func clean(s string, max int) string {
+	s = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, s[:min(len(s), max)])
+	return strings.ToValidUTF8(s, "")
 }
 
 // asOwner runs f where the network key is: here, or by asking the owner, who
@@ -142,13 +221,4 @@ func (d *Daemon) currentOwner() *identity.Owner {
 
 func unreachable(name string, err error) *Failure {
 	return fail(ExitUnreachable, "unreachable", "see which relays this machine has: fwd status", "%s cannot be reached now: %v", name, err)
-}
-
-// grantLeave takes a peer off the roster at its own wish.
-func (d *Daemon) grantLeave(p peer.ID) error {
-	owner := d.currentOwner()
-	if owner == nil {
-		return fail(ExitRefused, "not-owner", "", "%s does not own the network", d.nameOf(d.self))
-	}
-	return owner.Revoke(p, d.now())
 }

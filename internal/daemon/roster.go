@@ -212,7 +212,7 @@ func (d *Daemon) learn(p peer.ID, offer identity.RosterMsg, version string) {
 		if p == d.book.Current().Owner && offer.Epoch > 0 {
 			d.expelled = false // it talks to us as to a member
 		}
-		d.seen[p] = sighting{at: time.Now(), version: version, epoch: offer.Epoch}
+		d.seen[p] = sighting{at: time.Now(), version: clean(version, 32), epoch: offer.Epoch}
 		d.mu.Unlock()
 	}
 }
@@ -223,15 +223,34 @@ func (d *Daemon) followRoster(ctx context.Context) error {
 	changes, stop := d.book.Watch()
 	defer stop()
 	for {
+		// An entry that expires is a change that nobody tells us of.
+		expiry := d.book.NextExpiry(time.Now())
+		look := time.NewTimer(expiryLook)
+		if !expiry.IsZero() {
+			look.Reset(min(expiryLook, max(time.Until(expiry), time.Millisecond)))
+		}
+		changed := false
 		select {
 		case <-ctx.Done():
+			look.Stop()
 			return ctx.Err()
 		case <-changes:
+			changed = true
+		case <-look.C:
 		}
-		d.enforce()
-		d.tellEveryone(ctx)
+		look.Stop()
+		if changed || !expiry.IsZero() && !d.now().Before(expiry) {
+			d.enforce()
+		}
+		if changed {
+			d.tellEveryone(ctx)
+		}
 	}
 }
+
+// expiryLook is how often the clock is compared with the next expiry: a timer
+// alone would miss that it was set, or that the machine slept.
+const expiryLook = 20 * time.Second
 
 // tellEveryone exchanges with all connected peers at once, for the slowest
 // must not keep a revocation from the others.

@@ -1,0 +1,180 @@
+package daemon
+
+import (
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"fwd/identity"
+)
+
+// inviteFor makes an invite by req.
+func (m *machine) inviteFor(req InviteRequest) string {
+	m.t.Helper()
+	for _, e := range m.must(req) {
+		if e.Event == "invite" {
+			return e.Invite
+		}
+	}
+	m.t.Fatal("no invite")
+	return ""
+}
+
+// wantCode fails unless err is a Failure of that code.
+func wantCode(t *testing.T, err error, code string) {
+	t.Helper()
+	var f *Failure
+	if !errors.As(err, &f) || f.Code != code {
+		t.Errorf("got %v, want a failure of code %s", err, code)
+	}
+}
+
+// opened connects through a forward and sends a byte, so that the session is there.
+func opened(t *testing.T, local string) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("tcp", local)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	conn.SetDeadline(time.Now().Add(patience))
+	if _, err := conn.Write([]byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+// wantReset waits for conn's end, which must be a reset.
+func wantReset(t *testing.T, conn net.Conn) {
+	t.Helper()
+	if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the connection ended with %v, want a reset", err)
+	}
+}
+
+func TestSessionsEndWhenTheirMachinesEntryExpires(t *testing.T) {
+	relay, first := newRelay(t)
+	nas, guest := newMachine(t), newMachine(t)
+	nas.must(JoinRequest{Invite: first, As: "nas-box"})
+	nas.hold(ExposeRequest{Target: reverser(t), Name: "nas"}, "exposed")
+	const access = 4 * time.Second
+	guest.must(JoinRequest{Invite: relay.inviteFor(InviteRequest{Only: []string{"nas"}, For: access}), As: "guest"})
+	began := time.Now()
+	e, _ := guest.hold(ConnectRequest{Name: "nas", Local: "127.0.0.1:0"}, "listening")
+	conn := opened(t, e.Local)
+	eventually(t, "the session at the exit", func() bool { return len(nas.status().Sessions) == 1 })
+	wantReset(t, conn)
+	if lived := time.Since(began); lived > access+5*time.Second {
+		t.Errorf("the session of %v of access lived %v", access, lived)
+	}
+	eventually(t, "no session at the exit", func() bool { return len(nas.status().Sessions) == 0 })
+}
+
+func TestADenyByTagBeatsEveryAllowAtOnceAndOutlivesTheService(t *testing.T) {
+	relay, first := newRelay(t)
+	nas, phone := newMachine(t), newMachine(t)
+	nas.must(JoinRequest{Invite: first, As: "nas-box"})
+	phone.must(JoinRequest{Invite: relay.inviteFor(InviteRequest{Tags: []string{"mobile"}}), As: "phone"})
+	expose := ExposeRequest{Target: reverser(t), Name: "nas", Allow: []string{"members", "phone"}}
+	_, end := nas.hold(expose, "exposed")
+	e, _ := phone.hold(ConnectRequest{Name: "nas", Local: "127.0.0.1:0"}, "listening")
+	conn := opened(t, e.Local)
+	eventually(t, "the session at the exit", func() bool { return len(nas.status().Sessions) == 1 })
+
+	nas.must(AllowRequest{Service: "nas", Who: "tag:mobile", Deny: true})
+	wantReset(t, conn)
+	_, err := phone.call(ConnectRequest{Name: "nas", Local: "127.0.0.1:0", Timeout: patience})
+	wantCode(t, err, "refused")
+
+	end() // and exposed anew it is denied still
+	eventually(t, "the service is gone", func() bool { return len(nas.status().Services) == 0 })
+	nas.hold(expose, "exposed")
+	_, err = phone.call(ConnectRequest{Name: "nas.nas-box", Local: "127.0.0.1:0", Timeout: patience})
+	wantCode(t, err, "refused")
+
+	nas.must(AllowRequest{Service: "nas", Who: "tag:mobile"}) // takes it back
+	phone.hold(ConnectRequest{Name: "nas.nas-box", Local: "127.0.0.1:0", Timeout: patience}, "listening")
+	_, err = nas.call(AllowRequest{Service: "nas", Who: "!phone", Deny: true})
+	wantCode(t, err, "usage")
+}
+
+func TestAListMeansTheMachinesThatHadTheNamesWhenItWasWritten(t *testing.T) {
+	relay, first := newRelay(t)
+	nas, phone, other := newMachine(t), newMachine(t), newMachine(t)
+	nas.must(JoinRequest{Invite: first, As: "nas-box"})
+	phone.must(JoinRequest{Invite: relay.invite(), As: "phone"})
+	other.must(JoinRequest{Invite: relay.invite(), As: "other"})
+	nas.hold(ExposeRequest{Target: reverser(t), Name: "nas", Allow: []string{"phone"}}, "exposed")
+	nas.must(RenameRequest{Peer: "phone", Name: "old-phone"})
+	nas.must(RenameRequest{Peer: "other", Name: "phone"})
+	nas.must(AllowRequest{Service: "nas", Who: "members", Deny: true}) // reads the whole list again
+	_, err := other.call(ConnectRequest{Name: "nas", Local: "127.0.0.1:0", Timeout: patience})
+	wantCode(t, err, "refused")
+	phone.hold(ConnectRequest{Name: "nas", Local: "127.0.0.1:0", Timeout: patience}, "listening")
+
+	// A machine on the list that is revoked does not keep the next deny from working.
+	nas.must(RevokeRequest{Peer: "phone"})
+	nas.must(AllowRequest{Service: "nas", Who: "old-phone", Deny: true})
+	_, err = phone.call(ConnectRequest{Name: "nas", Local: "127.0.0.1:0", Timeout: patience})
+	wantCode(t, err, "refused")
+}
+
+func TestOnlyAdminsAreObeyedFromAfar(t *testing.T) {
+	relay, first := newRelay(t)
+	admin, member := newMachine(t), newMachine(t)
+	admin.must(JoinRequest{Invite: first, As: "admin"})
+	member.must(JoinRequest{Invite: relay.invite(), As: "member"})
+	member.hold(ExposeRequest{Target: reverser(t), Name: "nas"}, "exposed")
+	for _, req := range []any{InviteRequest{}, RevokeRequest{Peer: "admin"}, RenameRequest{Peer: "admin", Name: "x"}} {
+		_, err := member.call(req)
+		wantCode(t, err, "not-admin")
+	}
+	_, err := member.call(AllowRequest{Service: "nas.admin", Who: "member"})
+	wantCode(t, err, "refused") // the word of the machine it was asked of
+	admin.must(AllowRequest{Service: "nas.member", Who: "admin", Deny: true})
+	_, err = admin.call(ConnectRequest{Name: "nas", Local: "127.0.0.1:0", Timeout: patience})
+	wantCode(t, err, "refused")
+}
+
+func TestAnInviteThatContradictsItselfIsRefused(t *testing.T) {
+	relay, _ := newRelay(t)
+	for _, req := range []InviteRequest{
+		{Only: []string{"nas.vps"}, Device: true}, {Only: []string{"nas.vps"}, Admin: true}, {Device: true, Relay: true},
+		{Device: true, Admin: true}, {Replace: "vps", Admin: true}, {Replace: "vps", Tags: []string{"ops"}}, {Only: []string{"nas.vps"}, Relay: true},
+	} {
+		_, err := relay.call(req)
+		wantCode(t, err, "usage")
+	}
+	relay.must(InviteRequest{Relay: true, Admin: true}) // a relay that also administers is no contradiction
+}
+
+func TestAnotherMachinesWordsAreShownAsWordsOnly(t *testing.T) {
+	for in, want := range map[string]string{
+		"plain words": "plain words", "\x1b[31mred\x1b[0m": "[31mred[0m", "a\nb\r\tc": "abc", "\xff\xfe": "\ufffd\ufffd",
+	} {
+		if got := clean(in, 100); got != want {
+			t.Errorf("%q is shown as %q, want %q", in, got, want)
+		}
+	}
+	if got := clean("äöü", 3); got != "ä\ufffd" && got != "ä" {
+		t.Errorf("cut to %q", got)
+	}
+}
+
+func TestALaneWithoutARosterIsRefused(t *testing.T) {
+	book, err := identity.OpenBook(t.TempDir() + "/roster")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &Daemon{book: book, log: slog.New(slog.DiscardHandler)} // as after `fwd leave`, with a stream still being read
+	if d.authorizeLane("somebody") == nil {
+		t.Error("let in")
+	}
+	if _, f := d.carryOut("somebody", Request{Command: "invite"}); f == nil {
+		t.Error("carried out")
+	}
+}
