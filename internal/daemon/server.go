@@ -58,7 +58,11 @@ func (d *Daemon) serveWish(ctx context.Context, conn net.Conn) {
 	}
 	r := bufio.NewReaderSize(conn, 4<<10)
 	var req Request
-	if err := readLine(r, maxRequest, &req); err != nil {
+	// Who connects and says nothing must not hold up the daemon's end.
+	silent := context.AfterFunc(ctx, func() { conn.Close() })
+	err := readLine(r, maxRequest, &req)
+	silent()
+	if err != nil {
 		return // a client that only looked whether we live
 	}
 	defer d.wish()()
@@ -70,7 +74,7 @@ func (d *Daemon) serveWish(ctx context.Context, conn net.Conn) {
 	if !wantsStream(req) {
 		stream.watch()
 	}
-	err := d.do(ctx, req, w.event, stream)
+	err = d.do(ctx, req, w.event, stream)
 	switch {
 	case stream.taken():
 		return

@@ -1,0 +1,114 @@
+package daemon
+
+import (
+	"context"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// What systemd is told: ready when the socket answers, alive while it is, and
+// that it ends.
+func TestSystemdIsToldOfReadinessLifeAndEnd(t *testing.T) {
+	home := newHome(t)
+	path := filepath.Join(home.State, "notify")
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Skipf("no datagrams over unix sockets here: %v", err)
+	}
+	defer manager.Close()
+	t.Setenv("NOTIFY_SOCKET", path)
+	t.Setenv("WATCHDOG_USEC", "200000")
+	told := make(chan string, 1024)
+	go func() { // ends with the socket
+		b := make([]byte, 1024)
+		for {
+			n, err := manager.Read(b)
+			if err != nil {
+				return
+			}
+			told <- string(b[:n])
+		}
+	}()
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- Up(ctx, home, UpRequest{}, func(Event) {}) }()
+	for _, want := range []string{"READY=1", "WATCHDOG=1", "WATCHDOG=1"} {
+		if got := await(t, told, want); got != want {
+			t.Errorf("told %q, want %q", got, want)
+		}
+		if _, err := Dial(ctx, home); err != nil {
+			t.Errorf("after %s nobody answers: %v", want, err)
+		}
+	}
+	stop()
+	for await(t, told, "STOPPING=1") != "STOPPING=1" {
+	}
+	await(t, ended, "the end")
+}
+
+func TestAHomeMovesWholeAndReplacesNothing(t *testing.T) {
+	from, to := newHome(t), newHome(t)
+	from.Config = filepath.Join(from.State, "etc", "fwd.toml")
+	to.Config = filepath.Join(to.State, "etc", "fwd.toml")
+	os.Mkdir(filepath.Dir(from.Config), 0o700)
+	for _, name := range []string{"identity.key", "roster", "daemon", "fwd.log", "etc/fwd.toml"} {
+		write(t, from.file(name), "%s", name)
+	}
+	moved, err := moveHome(from, to, "nobody-has-this-name")
+	if err != nil || len(moved) != 2 {
+		t.Fatalf("moved %q, %v", moved, err)
+	}
+	for name, want := range map[string]string{"identity.key": "to", "roster": "to", "daemon": "to", "fwd.log": "from", "etc/fwd.toml": "from to"} {
+		for where, home := range map[string]Home{"from": from, "to": to} {
+			_, err := os.Stat(home.file(name))
+			if is := err == nil; is != strings.Contains(want, where) {
+				t.Errorf("%s in %s: %v, it should be in %s", name, where, is, want)
+			}
+		}
+	}
+	if info, _ := os.Stat(to.file("identity.key")); info.Mode().Perm()&0o077 != 0 {
+		t.Errorf("the key is open to others: %v", info.Mode())
+	}
+
+	// A second home does not replace it, nor does the same again.
+	other := newHome(t)
+	write(t, other.file("identity.key"), "another")
+	write(t, other.Config, "another")
+	for _, home := range []Home{other, from} {
+		if moved, err := moveHome(home, to, ""); err != nil || len(moved) != 0 {
+			t.Errorf("moved %q, %v", moved, err)
+		}
+	}
+	if key, _ := os.ReadFile(to.file("identity.key")); string(key) != "identity.key" {
+		t.Errorf("the machine's key was replaced by %q", key)
+	}
+}
+
+func TestAHomeInUseIsNotMoved(t *testing.T) {
+	m := newMachine(t)
+	_, err := moveHome(m.home, newHome(t), "")
+	if f := failureOf(err); f.Code != "already-running" || !m.home.HasIdentity() {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestLowPortsAreSeen(t *testing.T) {
+	for text, want := range map[string]bool{
+		"":                                   false,
+		"[relay]\nlisten = ['4001']":         false,
+		"[relay]\nlisten = ['4001', '443']":  true,
+		"[relay]":                            false,
+		"[[connect]]\nservice='a'\nlocal=80": true,
+		"[[connect]]\nservice='a'\nlocal='unix:/x'\n[[connect]]\nservice='a'\nlocal=0": false,
+		"[[expose]]\ntarget=22": false,
+	} {
+		home := newHome(t)
+		write(t, home.Config, "%s", text)
+		if got, err := WantsLowPort(home, ""); err != nil || got != want {
+			t.Errorf("%q: %v, %v", text, got, err)
+		}
+	}
+}
