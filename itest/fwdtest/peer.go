@@ -27,7 +27,8 @@ const endLimit = 15 * time.Second
 // Peer is one fwd on a host: a home folder and the processes that use it.
 type Peer struct {
 	Host *lab.Host
-	Home string // its FWD_HOME
+	Home string   // its FWD_HOME
+	Env  []string // further variables, "NAME=value"; set before the first command
 
 	t     testing.TB
 	procs []*Process
@@ -149,6 +150,7 @@ func (p *Peer) command(ctx context.Context, args ...string) *lab.Cmd {
 		}
 	}
 	cmd.Env = append(cmd.Env, "FWD_HOME="+p.Home, "HOME="+p.Home, "NO_COLOR=1")
+	cmd.Env = append(cmd.Env, p.Env...)
 	cmd.Dir = p.Home
 	return cmd
 }
