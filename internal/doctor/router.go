@@ -33,11 +33,12 @@ func askRouter(ctx context.Context, router netip.Addr) (g gateway) {
 	defer cancel()
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	wg.Go(func() { g.upnp = searchUPnP(ctx) })
 	if !router.Is4() {
-		return g
+		return g // nobody to ask
 	}
 	at := netip.AddrPortFrom(router, mappingPort)
+	own := outgoing(at)
+	wg.Go(func() { g.upnp = searchUPnP(ctx, own) })
 	wg.Go(func() {
 		answer := exchange(ctx, at, []byte{0, 0}) // version 0, opcode 0: external address
 		if len(answer) >= 12 && answer[0] == 0 && answer[1] == 128 && binary.BigEndian.Uint16(answer[2:]) == 0 {
@@ -50,8 +51,10 @@ func askRouter(ctx context.Context, router netip.Addr) (g gateway) {
 	wg.Go(func() {
 		announce := make([]byte, 24) // version 2, opcode 0: ANNOUNCE, life time 0, our address
 		announce[0] = 2
-		own := outgoing(at).As16()
-		copy(announce[8:], own[:])
+		if own.IsValid() {
+			mapped := own.As16()
+			copy(announce[8:], mapped[:])
+		}
 		answer := exchange(ctx, at, announce)
 		g.pcp = len(answer) >= 24 && answer[0] == 2 && answer[1] == 0x80 && answer[3] == 0
 	})
@@ -89,9 +92,12 @@ func isTimeout(err error) bool {
 	return ok && e.Timeout()
 }
 
-// searchUPnP asks the LAN for an internet gateway by SSDP.
-func searchUPnP(ctx context.Context) bool {
-	c, err := net.ListenUDP("udp4", nil)
+// searchUPnP asks the LAN that own belongs to for an internet gateway, by SSDP.
+func searchUPnP(ctx context.Context, own netip.Addr) bool {
+	if !own.IsValid() {
+		return false
+	}
+	c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(own, 0)))
 	if err != nil {
 		return false
 	}
@@ -155,6 +161,8 @@ func (e *examination) router(n NAT) (checks []Check) {
 		c.Mend = "allow this machine to map ports, in the router's settings"
 	case public:
 		c.What = "not needed"
+	case !e.m.Gateway.Is4():
+		c.Level, c.What, c.Mend = Hint, "cannot be told: no router is known", "check this machine's default route"
 	default:
 		c.Level, c.What = Hint, "the router speaks neither UPnP, NAT-PMP nor PCP"
 		c.Mend = "turn on UPnP or NAT-PMP in the router's settings: direct paths then come about at once"

@@ -1,0 +1,290 @@
+package doctor
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io/fs"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var noon = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+
+// healthy is a machine with one relay, at which nothing is wrong. Its interfaces are made up.
+func healthy() Machine {
+	return Machine{
+		Network: "home",
+		Relays: []Relay{{Name: "vps", Addrs: []Addr{
+			{Transport: "udp", Host: "vps.example.org", Port: 4001}, {Transport: "tcp", Host: "vps.example.org", Port: 4001},
+		}}},
+		Probe: func(_ context.Context, _ Relay, a Addr) (Seen, error) {
+			return Seen{RTT: 40 * time.Millisecond, Observed: netip.MustParseAddrPort("7.0.0.9:20000"), Clock: noon}, nil
+		},
+		Lookup: func(context.Context, string) ([]netip.Addr, error) {
+			return []netip.Addr{netip.MustParseAddr("7.0.0.10")}, nil
+		},
+		Listening: []Addr{{Transport: "udp", Host: "4", Port: 20000}, {Transport: "tcp", Host: "4", Port: 20000}},
+		Now:       noon, Signed: noon.Add(-time.Hour),
+		ReadFile: func(string) ([]byte, error) { return nil, fs.ErrNotExist },
+		Exists:   func(string) bool { return false },
+	}
+}
+
+func find(t *testing.T, r Report, id string) Check {
+	t.Helper()
+	i := slices.IndexFunc(r.Checks, func(c Check) bool { return c.ID == id })
+	if i < 0 {
+		return Check{}
+	}
+	return r.Checks[i]
+}
+
+func TestEachTroubleIsNamedWithItsMend(t *testing.T) {
+	silent := errors.New("i/o timeout")
+	for _, c := range []struct {
+		name       string
+		change     func(*Machine)
+		id         string
+		level      Level
+		what, mend string
+	}{
+		{"no network", func(m *Machine) { m.Network, m.Relays = "", nil }, "network", Wrong, "no network", "fwd join"},
+		{"no relay", func(m *Machine) { m.Relays = nil }, "network", Hint, "no relay", "fwd relay"},
+		{"relay down", func(m *Machine) {
+			m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{}, silent }
+		}, "relay-udp", Wrong, "no answer at vps.example.org:4001", "is fwd relay running on vps"},
+		{"relay's TCP closed", func(m *Machine) {
+			good := m.Probe
+			m.Probe = func(ctx context.Context, r Relay, a Addr) (Seen, error) {
+				if a.Transport == "tcp" {
+					return Seen{}, silent
+				}
+				return good(ctx, r, a)
+			}
+		}, "relay-tcp", Wrong, "no answer", "open TCP port 4001"},
+		{"UDP blocked", func(m *Machine) {
+			good := m.Probe
+			m.Probe = func(ctx context.Context, r Relay, a Addr) (Seen, error) {
+				if a.Transport == "udp" {
+					return Seen{}, silent
+				}
+				return good(ctx, r, a)
+			}
+		}, "nat", Wrong, "no UDP leaves", "let UDP out"},
+		{"name gone", func(m *Machine) {
+			m.Lookup = func(_ context.Context, host string) ([]netip.Addr, error) {
+				return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
+			}
+		}, "dns", Wrong, "no address", "getent hosts vps.example.org"},
+		{"clock behind the owner's word", func(m *Machine) { m.Now = noon.Add(-72 * time.Hour) }, "clock", Wrong, "3 days slow", "set it"},
+		{"clock ahead", func(m *Machine) { m.Now = noon.Add(30 * time.Minute) }, "clock", Wrong, "30 min fast", "set it"},
+		{"TCP port taken", func(m *Machine) { m.Listening = m.Listening[:1] }, "port", Wrong, "TCP nothing", "another program"},
+		{"small buffers", func(m *Machine) {
+			m.ReadFile = func(string) ([]byte, error) { return []byte("212992\n"), nil }
+		}, "udp-buffers", Hint, "0.2 MB", "net.core.rmem_max=7500000"},
+		{"no BBR", func(m *Machine) {
+			m.ReadFile = func(string) ([]byte, error) { return []byte("reno cubic\n"), nil }
+		}, "bbr", Hint, "not loaded", "modprobe tcp_bbr"},
+		{"mapping on a router behind a router", func(m *Machine) {
+			m.Mapped = []netip.AddrPort{netip.MustParseAddrPort("192.168.178.20:20000")}
+		}, "double-nat", Hint, "192.168.178.20, is private", "public address"},
+		{"carrier's NAT", func(m *Machine) {
+			m.Interfaces = []Interface{{Name: "wwan0", Addrs: []netip.Addr{netip.MustParseAddr("100.70.1.2")}}}
+		}, "double-nat", Hint, "carrier-grade", "IPv6"},
+		{"mapping that is seen elsewhere", func(m *Machine) {
+			m.Mapped = []netip.AddrPort{netip.MustParseAddrPort("7.0.0.99:20000")}
+		}, "double-nat", Hint, "the relays see 7.0.0.9", "bridge"},
+		{"no IPv6", func(*Machine) {}, "ipv6", Hint, "none here", "provider"},
+		{"IPv6 that nobody tried", func(m *Machine) {
+			m.Interfaces = []Interface{{Name: "eth0", Addrs: []netip.Addr{netip.MustParseAddr("2a00::1")}}}
+		}, "ipv6", OK, "2a00::1", ""},
+		{"another tunnel", func(m *Machine) {
+			m.Interfaces = []Interface{{Name: "wg0", Addrs: []netip.Addr{netip.MustParseAddr("10.9.0.2")}}}
+		}, "vpn", OK, "not reached through it", ""},
+		{"useless proxy", func(m *Machine) {
+			m.Proxy = "http://proxy:3128"
+			m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{}, silent }
+		}, "proxy", Wrong, "neither directly nor", "--listen 443"},
+		{"bad proxy", func(m *Machine) { m.NoProxy = "a proxy of kind \"socks5\" cannot be used" }, "proxy", Wrong, "socks5", "HTTPS_PROXY"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			m := healthy()
+			c.change(&m)
+			r := Examine(t.Context(), m)
+			got := find(t, r, c.id)
+			if got.Level != c.level || !strings.Contains(got.What, c.what) || !strings.Contains(got.Mend, c.mend) {
+				t.Errorf("got %+v\nwant %s: %q, mend %q", got, c.level, c.what, c.mend)
+			}
+			if r.OK == slices.ContainsFunc(r.Checks, func(c Check) bool { return c.Level == Wrong }) {
+				t.Errorf("ok is %v with %+v", r.OK, r.Checks)
+			}
+			for _, f := range r.Checks {
+				if f.Level == Wrong && f.Mend == "" {
+					t.Errorf("no mend for %+v", f)
+				}
+			}
+		})
+	}
+}
+
+func TestNothingIsWrongWithAHealthyMachine(t *testing.T) {
+	if r := Examine(t.Context(), healthy()); !r.OK {
+		t.Errorf("%+v", r.Checks)
+	}
+}
+
+func TestNATIsNamedByWhatWasMeasured(t *testing.T) {
+	for _, c := range []struct {
+		mapping, filtering string
+		fresh              []uint16
+		want               string
+	}{
+		{"none", "none", nil, Public},
+		{"none", "address", nil, Public},
+		{"none", "address-and-port", nil, Firewall},
+		{"endpoint-independent", "none", nil, FullCone},
+		{"endpoint-independent", "address", nil, AddressRestricted},
+		{"endpoint-independent", "address-and-port", nil, PortRestricted},
+		{"endpoint-independent", "unknown", nil, Unknown},
+		{"endpoint-dependent", "address-and-port", []uint16{1025, 60000, 3, 41000, 9}, Symmetric},
+		{"endpoint-dependent", "address-and-port", []uint16{50001, 50400, 50033, 50222, 50009}, SymmetricBlock},
+		{"endpoint-dependent", "address-and-port", []uint16{42001, 42002, 42004, 42005, 42006}, Sequential},
+		{"endpoint-dependent", "address-and-port", nil, Symmetric},
+		{"unknown", "address-and-port", nil, Unknown},
+	} {
+		n := NAT{Mapping: c.mapping, Filtering: c.filtering, fresh: c.fresh}
+		if n.name(); n.Kind != c.want {
+			t.Errorf("%s, %s, ports %v: %s, want %s", c.mapping, c.filtering, c.fresh, n.Kind, c.want)
+		}
+	}
+}
+
+func TestLifetimeIsToldBetweenTwoSpans(t *testing.T) {
+	for _, c := range []struct {
+		from, to time.Duration
+		level    Level
+		what     string
+	}{
+		{0, 10 * time.Second, Wrong, "less than 10s"},
+		{10 * time.Second, 20 * time.Second, Hint, "10s without traffic, less than 20s"},
+		{30 * time.Second, 45 * time.Second, OK, "30s without traffic, less than 45s"},
+		{5 * time.Minute, 0, OK, "5m0s and longer"},
+	} {
+		if got := judge(Check{}, c.from, c.to); got.Level != c.level || !strings.Contains(got.What, c.what) {
+			t.Errorf("%v to %v: %+v", c.from, c.to, got)
+		}
+	}
+}
+
+// reflects is a reflector on loopback, as relays have one.
+func reflects(t *testing.T, other bool) reflector {
+	open := func() *net.UDPConn {
+		c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	main, second := open(), open()
+	var wg sync.WaitGroup
+	t.Cleanup(func() { main.Close(); second.Close(); wg.Wait() })
+	wg.Go(func() {
+		b := make([]byte, 2*requestSize)
+		for {
+			n, from, err := main.ReadFromUDPAddrPort(b)
+			if err != nil {
+				return
+			}
+			if n != requestSize || b[0] != requestKind {
+				continue
+			}
+			ip := from.Addr().As16()
+			answer := append([]byte{answerKind}, b[1:17]...)
+			answer = binary.BigEndian.AppendUint16(append(answer, ip[:]...), from.Port())
+			for i := range answer[17:] {
+				answer[17+i] ^= b[1+i%16]
+			}
+			main.WriteToUDPAddrPort(answer, from)
+			switch extra, port := b[33], binary.BigEndian.Uint16(b[34:]); {
+			case extra == alsoOther && other:
+				second.WriteToUDPAddrPort(answer, from)
+			case extra == alsoPort:
+				main.WriteToUDPAddrPort(answer, netip.AddrPortFrom(from.Addr(), port))
+			}
+		}
+	})
+	return reflector{main.LocalAddr().(*net.UDPAddr).AddrPort(), make([]byte, 16)}
+}
+
+func TestLoopbackHasNoNAT(t *testing.T) {
+	for _, open := range []bool{true, false} {
+		r := reflects(t, open)
+		m := healthy()
+		m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{Reflector: r.at, Token: r.token}, nil }
+		want := map[bool]string{true: Public, false: Firewall}[open]
+		if got := Examine(t.Context(), m); got.NAT.Kind != want || got.NAT.Mapping != "none" {
+			t.Errorf("%+v, want %s", got.NAT, want)
+		}
+	}
+}
+
+func TestMappingSurvivesAPauseOnLoopback(t *testing.T) {
+	if r := reflects(t, false); !survives(t.Context(), r, 10*time.Millisecond) {
+		t.Error("a socket without NAT was not reached")
+	}
+}
+
+// A router on loopback that speaks NAT-PMP and PCP.
+func TestRouterIsAskedWhatItSpeaks(t *testing.T) {
+	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: mappingPort})
+	if err != nil {
+		t.Skipf("port %d is taken: %v", mappingPort, err)
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer c.Close()
+	wg.Go(func() {
+		b := make([]byte, 100)
+		for {
+			n, from, err := c.ReadFromUDPAddrPort(b)
+			switch {
+			case err != nil:
+				return
+			case n == 2 && b[0] == 0:
+				c.WriteToUDPAddrPort([]byte{0, 128, 0, 0, 0, 0, 0, 1, 100, 64, 0, 9}, from)
+			case n == 24 && b[0] == 2:
+				c.WriteToUDPAddrPort(append([]byte{2, 0x80, 0, 0}, make([]byte, 20)...), from)
+			}
+		}
+	})
+	m := healthy()
+	m.Gateway = netip.MustParseAddr("127.0.0.1")
+	r := Examine(t.Context(), m)
+	if got := find(t, r, "port-mapping"); !strings.Contains(got.What, "NAT-PMP, PCP") {
+		t.Errorf("%+v", got)
+	}
+	if got := find(t, r, "double-nat"); !strings.Contains(got.What, "carrier-grade") {
+		t.Errorf("%+v", got)
+	}
+}
+
+func FuzzAnswer(f *testing.F) {
+	f.Add(append([]byte{answerKind}, make([]byte, answerSize-1)...))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if a, ok := parseAnswer(b); ok && (len(b) != answerSize || a.seen.Port() == 0) {
+			t.Errorf("%x gave %v", b, a)
+		}
+	})
+}
