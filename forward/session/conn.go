@@ -37,6 +37,7 @@ type Conn struct {
 	born   int // the lane's attachments at the start
 
 	sent, received atomic.Int64
+	sum            *carried     // of all sessions like this; nil before an exit has accepted
 	bulky          atomic.Int64 // bytes moved at which the session next counts as bulk
 	bulkAt         atomic.Int64 // when it last did, ns
 	closed         atomic.Bool
@@ -57,6 +58,9 @@ func newConn(l *lane, st *yamux.Stream, o *open) *Conn {
 	l.mu.Unlock()
 	c := &Conn{lane: l, st: st, id: o.id, name: o.service, opened: time.Now(), born: born}
 	c.answered = l.link.role == exit
+	if l.link.role == entry {
+		c.sum = l.link.e.totals.begin(l.link.peer, c.name, entry)
+	}
 	c.bulky.Store(bulkBytes)
 	return c
 }
@@ -96,6 +100,9 @@ func (c *Conn) readLocked(p []byte) (int, error) {
 	n, err := c.st.Read(p)
 	if n > 0 {
 		c.count(&c.received, n)
+		if c.sum != nil {
+			c.sum.received.Add(int64(n))
+		}
 	}
 	if err == io.EOF {
 		c.ended = true
@@ -116,6 +123,9 @@ func (c *Conn) Write(p []byte) (int, error) {
 		if n > 0 {
 			done += n
 			c.count(&c.sent, n)
+			if c.sum != nil {
+				c.sum.sent.Add(int64(n))
+			}
 		}
 		if err != nil {
 			if c.closed.Load() {
@@ -370,6 +380,7 @@ func (i *Incoming) Accept() (*Conn, error) {
 		c.Reset()
 		return nil, err
 	}
+	c.sum = c.lane.link.e.totals.begin(c.lane.link.peer, c.name, exit)
 	return c, nil
 }
 
@@ -378,6 +389,7 @@ func (i *Incoming) Refuse(code Code) error {
 	if code == OK {
 		code = Denied
 	}
+	i.conn.lane.link.e.totals.refuse(code)
 	i.conn.abort(refusal + uint32(code))
 	return nil
 }

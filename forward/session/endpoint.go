@@ -40,6 +40,8 @@ type Endpoint struct {
 	tight    chan struct{} // memory is short
 	all      sync.WaitGroup
 
+	totals totals
+
 	mu      sync.Mutex
 	closed  bool
 	serial  uint64             // of the last link begun here

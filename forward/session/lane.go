@@ -331,6 +331,9 @@ func (l *lane) switchLocked(s Stream, offset uint64, rtt time.Duration) *attachm
 	l.ackSent, l.ackDue = l.rxOff, false
 	l.cur, l.since, l.frozen = a, l.link.e.now(), false
 	l.attached++
+	if l.attached > 1 {
+		l.link.e.totals.migrations.Add(1)
+	}
 	l.canRead.Broadcast()
 	l.canWrite.Broadcast()
 	return a
