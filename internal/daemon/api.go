@@ -229,7 +229,7 @@ type NATStatus struct {
 	UDP          string   `json:"udp"`          // endpoint-independent, endpoint-dependent, none, blocked, unknown
 	TCP          string   `json:"tcp"`
 	Filtering    string   `json:"filtering"` // endpoint-independent, address-dependent (or less: one relay), address-and-port-dependent, unknown
-	Ports        string   `json:"ports"`     // of new flows: kept, sequential, block, random, unknown
+	Ports        string   `json:"ports"`     // of new flows: kept, changed, sequential, block, random, unknown
 	DoubleNAT    bool     `json:"double_nat"`
 	IPv6         bool     `json:"ipv6"`
 	PortMapping  string   `json:"port_mapping"` // none, upnp, nat-pmp

@@ -17,7 +17,7 @@ const (
 )
 
 // punchAgain are the waits after failed punches; the last one repeats.
-var punchAgain = [...]time.Duration{5 * time.Second, 15 * time.Second, time.Minute, 5 * time.Minute}
+var punchAgain = [...]time.Duration{5 * time.Second, 15 * time.Second, time.Minute, 5 * time.Minute, 15 * time.Minute, time.Hour}
 
 // hold is a peer in use.
 type hold struct {

@@ -25,7 +25,7 @@ type NATReport struct {
 	// Filtering is "endpoint-independent", "address-dependent" (with one relay: that or less),
 	// "address-and-port-dependent", "unknown"; of UDP over IPv4.
 	Filtering   string
-	Ports       string // how new UDP flows get theirs: "kept", "sequential", "block", "random", "unknown"
+	Ports       string // how new UDP flows get theirs: "kept", "changed", "sequential", "block", "random", "unknown"
 	PortMapping string // "none", "found" (a router that maps, but gave no public address), "mapped"
 	DoubleNAT   bool   // the router that maps ports is itself behind another one
 	IPv6        bool   // relays see us by IPv6
@@ -263,6 +263,8 @@ func (n *Node) NAT() NATReport {
 	switch {
 	case k.UDP.Kept:
 		r.Ports = "kept"
+	case k.UDP.Mapping == punch.Independent:
+		r.Ports = "changed"
 	case r.Ports == "":
 		r.Ports = "unknown"
 	}
