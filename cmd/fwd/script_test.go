@@ -40,6 +40,7 @@ import (
 //	killdaemon                  kill -9 of this person's daemon
 //	port VAR                    a free port
 //	hello VAR TEXT              a server that says TEXT and then echoes; its address
+//	hellosocket PATH TEXT       the same at a unix socket
 //	get ADDR TEXT               connects and wants TEXT, then its own words back
 //	refused ADDR                wants nobody to listen there
 //	occupied VAR                an address where another program listens
@@ -75,25 +76,26 @@ func TestScripts(t *testing.T) {
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"as":         cmdAs,
-			"exits":      func(ts *testscript.TestScript, neg bool, args []string) { exits(ts, args) },
-			"told":       cmdTold,
-			"start":      cmdStart,
-			"await":      func(ts *testscript.TestScript, neg bool, args []string) { cmdAwait(ts, args, false) },
-			"awaitnew":   func(ts *testscript.TestScript, neg bool, args []string) { cmdAwait(ts, args, true) },
-			"finish":     cmdFinish,
-			"killdaemon": cmdKillDaemon,
-			"port":       cmdPort,
-			"hello":      cmdHello,
-			"get":        cmdGet,
-			"refused":    cmdRefused,
-			"occupied":   cmdOccupied,
-			"mangle":     cmdMangle,
-			"expand":     cmdExpand,
-			"sshd":       cmdSSHD,
-			"bytes":      cmdBytes,
-			"append":     cmdAppend,
-			"foreign":    cmdForeign,
+			"as":          cmdAs,
+			"exits":       func(ts *testscript.TestScript, neg bool, args []string) { exits(ts, args) },
+			"told":        cmdTold,
+			"start":       cmdStart,
+			"await":       func(ts *testscript.TestScript, neg bool, args []string) { cmdAwait(ts, args, false) },
+			"awaitnew":    func(ts *testscript.TestScript, neg bool, args []string) { cmdAwait(ts, args, true) },
+			"finish":      cmdFinish,
+			"killdaemon":  cmdKillDaemon,
+			"port":        cmdPort,
+			"hello":       cmdHello,
+			"hellosocket": cmdHelloSocket,
+			"get":         cmdGet,
+			"refused":     cmdRefused,
+			"occupied":    cmdOccupied,
+			"mangle":      cmdMangle,
+			"expand":      cmdExpand,
+			"sshd":        cmdSSHD,
+			"bytes":       cmdBytes,
+			"append":      cmdAppend,
+			"foreign":     cmdForeign,
 		},
 	})
 }
@@ -323,19 +325,31 @@ func listen(ts *testscript.TestScript) net.Listener {
 func cmdHello(ts *testscript.TestScript, neg bool, args []string) {
 	ln := listen(ts)
 	ts.Setenv(args[0], ln.Addr().String())
-	go func() { // ends with the listener
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go func() { // ends with the connection
-				defer c.Close()
-				io.WriteString(c, args[1]+"\n")
-				io.Copy(c, c)
-			}()
+	go greet(ln, args[1])
+}
+
+// cmdHelloSocket is the same at a unix socket.
+func cmdHelloSocket(ts *testscript.TestScript, neg bool, args []string) {
+	ln, err := net.Listen("unix", ts.MkAbs(args[0]))
+	ts.Check(err)
+	s := stageOf(ts)
+	s.listeners = append(s.listeners, ln)
+	go greet(ln, args[1])
+}
+
+// greet says text to each connection and echoes; it ends with the listener.
+func greet(ln net.Listener, text string) {
+	for {
+		c, err := ln.Accept()
+		if err != nil {
+			return
 		}
-	}()
+		go func() { // ends with the connection
+			defer c.Close()
+			io.WriteString(c, text+"\n")
+			io.Copy(c, c)
+		}()
+	}
 }
 
 // cmdGet talks to a hello server through a forward.

@@ -89,6 +89,13 @@ func statusText(s *daemon.Status) string {
 			count(v.Migrations, "migration"), waits(v)})
 	}
 	section(&b, "connections", rows)
+	rows = nil
+	for _, w := range s.Wishes {
+		if w.State != "up" {
+			rows = append(rows, []string{w.Wish, w.State, w.Error})
+		}
+	}
+	section(&b, "not there yet", rows)
 	return b.String()
 }
 

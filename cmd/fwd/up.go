@@ -66,7 +66,7 @@ func (a *app) up(ctx context.Context, req daemon.UpRequest) error {
 		case e.Event == "joined":
 			a.joined(e)
 		case e.Event == "error":
-			a.out.story("%s", e.What)
+			// The log has it; it is for --json.
 		default:
 			a.relayed(e)
 		}

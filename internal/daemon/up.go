@@ -51,6 +51,7 @@ type standing struct {
 	since   time.Time
 	news    *Event        // what fulfilled it last
 	changed chan struct{} // closed when it is to be tried anew at once
+	asked   bool          // a command waits for its first outcome, and tells it
 }
 
 const (
@@ -303,7 +304,7 @@ func (u *up) apply() Reloaded {
 		u.mu.Unlock()
 		switch {
 		case s == nil:
-			u.start(w)
+			u.start(w, false)
 			report.Added = append(report.Added, w.key)
 		case s.same(w):
 			u.mu.Lock()
@@ -352,10 +353,10 @@ func (s *standing) pokeLocked() {
 }
 
 // start begins to keep up a wish.
-func (u *up) start(w wish) *standing {
+func (u *up) start(w wish, asked bool) *standing {
 	ctx, stop := context.WithCancel(u.ctx)
 	s := &standing{wish: w, stop: stop, stopped: make(chan struct{}), first: make(chan error, 1),
-		changed: make(chan struct{}), state: stateTrying, since: time.Now()}
+		changed: make(chan struct{}), state: stateTrying, since: time.Now(), asked: asked}
 	u.mu.Lock()
 	u.standing[w.key] = s
 	u.mu.Unlock()
@@ -431,7 +432,7 @@ func (s *standing) outcome(err error) {
 }
 
 // failed notes why and tells it once; the channel says when to try at once.
-func (u *up) failed(s *standing, err error) (again <-chan struct{}) {
+func (u *up) failed(s *standing, err error) <-chan struct{} {
 	if err == nil {
 		err = errors.New("it ended")
 	}
@@ -442,12 +443,12 @@ func (u *up) failed(s *standing, err error) (again <-chan struct{}) {
 	if !told {
 		s.since = time.Now()
 	}
-	key, again := s.key, s.changed
+	key, again, asked := s.key, s.changed, s.asked
 	u.mu.Unlock()
 	s.outcome(f)
-	if !told && f != errNoNetwork {
+	if !told && !asked && f != errNoNetwork {
 		u.d.log.Warn("a wish fails; it is tried again", "wish", key, "err", f.What)
-		u.tell(Event{Event: "progress", Message: key + ": " + f.What + "; it is tried again"})
+		u.tell(Event{Event: "error", Message: key, Failure: f})
 	}
 	return again
 }
@@ -472,7 +473,7 @@ func (u *up) keep(ctx context.Context, w wish, emit func(Event)) error {
 			return err
 		}
 	case s == nil:
-		s = u.start(w)
+		s = u.start(w, true)
 		var err error
 		select {
 		case <-ctx.Done():
@@ -492,6 +493,7 @@ func (u *up) keep(ctx context.Context, w wish, emit func(Event)) error {
 		return err
 	}
 	u.mu.Lock()
+	s.asked = false
 	news := s.news
 	u.mu.Unlock()
 	if news != nil {
