@@ -35,13 +35,15 @@ const (
 	enoughPorts = 256
 )
 
-// budget is what guessing has cost so far.
+// budget is what guessing has cost so far. Both sides count: one the ports that it tried, the other its
+// sockets.
 type budget struct {
 	packets *rate.Limiter
 
-	mu    sync.Mutex
-	peers map[peer.ID]*spent
-	addrs map[netip.Addr]*spent
+	mu     sync.Mutex
+	peers  map[peer.ID]*spent // of a day
+	recent map[peer.ID]*spent // of addrSpan
+	addrs  map[netip.Addr]*spent
 }
 
 // spent counts ports since from.
@@ -53,31 +55,32 @@ type spent struct {
 func newBudget() *budget {
 	return &budget{
 		packets: rate.NewLimiter(packetsPerSecond, packetsAtOnce),
-		peers:   make(map[peer.ID]*spent), addrs: make(map[netip.Addr]*spent),
+		peers:   make(map[peer.ID]*spent), recent: make(map[peer.ID]*spent), addrs: make(map[netip.Addr]*spent),
 	}
 }
 
 // packet waits until one more may be sent; an error means that ctx ends before.
 func (b *budget) packet(ctx context.Context) error { return b.packets.Wait(ctx) }
 
-// port takes one more distinct port of p's address, if that is within the limits.
+// port takes one more distinct port of p's address, or one more socket for it, if that is within the limits.
 func (b *budget) port(p peer.ID, a netip.Addr) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	forPeer, forAddr := since(b.peers, p, day), since(b.addrs, a, addrSpan)
-	if forPeer.ports >= dayPorts || forAddr.ports >= addrPorts {
+	today, recent, addr := since(b.peers, p, day), since(b.recent, p, addrSpan), since(b.addrs, a, addrSpan)
+	if today.ports >= dayPorts || addr.ports >= addrPorts {
 		return false
 	}
-	forPeer.ports++
-	forAddr.ports++
+	today.ports++
+	recent.ports++
+	addr.ports++
 	return true
 }
 
-// left says whether p is worth another round today.
+// left says whether another round with p may be begun: there is no use in one that has to end at once.
 func (b *budget) left(p peer.ID) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return since(b.peers, p, day).ports+enoughPorts <= dayPorts
+	return since(b.peers, p, day).ports+enoughPorts <= dayPorts && since(b.recent, p, addrSpan).ports+enoughPorts <= addrPorts
 }
 
 // since finds what was spent on k, forgetting what is older than span.

@@ -103,7 +103,8 @@ func guessRound(p Ports, round int) (*Array, *Spray) {
 		a.Sockets = blockArray
 	}
 	a.Sockets <<= round
-	s.After = time.Duration(a.Sockets)*time.Second/openRate + openSlack
+	// The array goes first: what came before it would spoil some ports. Half of it is enough to begin.
+	s.After = time.Duration(a.Sockets/2)*time.Second/openRate + openSlack
 	return a, s
 }
 

@@ -129,9 +129,13 @@ func (pu *Puncher) wait(ctx context.Context, m *meeting, a Array) {
 			if pace.Wait(ctx) != nil || pu.budget.packet(ctx) != nil {
 				return
 			}
+			if !pu.budget.port(m.peer, a.To.Addr()) {
+				m.note(func() { m.spent = true })
+				return
+			}
 			s, err := pu.cfg.Wire.Socket()
 			if err != nil {
-				pu.cfg.Log.Debug("no further socket to punch with", "open", m.sockets, "err", err)
+				pu.cfg.Log.Debug("no further socket to punch with", "peer", m.peer, "err", err)
 				return
 			}
 			mu.Lock()

@@ -138,16 +138,16 @@ func TestPlansThatForetellPorts(t *testing.T) {
 		low, high  Report
 	}{
 		{"random ports: the easy side sprays after the array is there, twice", `
-guess@0: after 612: 7.0.0.2 ports 1024-65535 round 0, 0 foretold from 0
-guess@10000: after 1124: 7.0.0.2 ports 1024-65535 round 1, 0 foretold from 0`,
+guess@0: after 356: 7.0.0.2 ports 1024-65535 round 0, 0 foretold from 0
+guess@10000: after 612: 7.0.0.2 ports 1024-65535 round 1, 0 foretold from 0`,
 			noTCP(easy), noTCP(random)},
 		{"the side of random ports waits as client", `
 guess@0: client: 256 sockets to 7.0.0.1:4001
 guess@10000: client: 512 sockets to 7.0.0.1:4001`,
 			noTCP(random), noTCP(easy)},
 		{"a small range needs few sockets", `
-guess@0: after 228: 7.0.0.2 ports 50000-50511 round 0, 0 foretold from 0
-guess@10000: after 356: 7.0.0.2 ports 50000-50511 round 1, 0 foretold from 0`,
+guess@0: after 164: 7.0.0.2 ports 50000-50511 round 0, 0 foretold from 0
+guess@10000: after 228: 7.0.0.2 ports 50000-50511 round 1, 0 foretold from 0`,
 			noTCP(easy), noTCP(block)},
 		{"a sequence is foretold", `
 predict@0: after 150: 7.0.0.2 ports 0-0 round 0, 32 foretold from 42011`,
@@ -160,9 +160,9 @@ predict@0: client: 16 sockets to 7.0.0.2:42018`,
 			noTCP(sequence(strict(nat(1, Dependent, false)), 51000, 1)), noTCP(sequence(random, 42010, 1))},
 		{"filtering not tested: simultaneous open goes first", `
 open@0: server /ip4/7.0.0.2/udp/4001/quic-v1+0
-guess@500: after 612: 7.0.0.2 ports 1024-65535 round 0, 0 foretold from 0
+guess@500: after 356: 7.0.0.2 ports 1024-65535 round 0, 0 foretold from 0
 open@1500: client /ip4/7.0.0.2/udp/4001/quic-v1+0
-guess@10500: after 1124: 7.0.0.2 ports 1024-65535 round 1, 0 foretold from 0`,
+guess@10500: after 612: 7.0.0.2 ports 1024-65535 round 1, 0 foretold from 0`,
 			untested, noTCP(random)},
 		{"random × random: nothing", ``, noTCP(strict(nat(1, Dependent, false))), noTCP(random)},
 		{"random × sequence: nothing", ``, noTCP(strict(nat(1, Dependent, false))), noTCP(sequence(random, 42010, 1))},

@@ -22,6 +22,10 @@ type side struct {
 	mu     sync.Mutex
 	dials  []Dial
 	direct chan struct{}
+	once   sync.Once
+
+	fresh             []*fakeSocket
+	refuse, distrusts bool
 }
 
 type pipe struct{ net.Conn }

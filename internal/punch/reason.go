@@ -175,7 +175,7 @@ func tried(p Plan, m *meeting) string {
 		text += "; no ports were tried, because no relay vouches for the peer's address"
 	}
 	if m.spent {
-		text += "; the day's packets are used up"
+		text += "; no more packets are allowed for now"
 	}
 	return text
 }

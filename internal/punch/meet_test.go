@@ -1,0 +1,299 @@
+package punch
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+)
+
+// internet is two NATs that map each destination anew, or keep a port, and let in only ports that were
+// sent to. Packets take 20 ms.
+type internet struct {
+	mu    sync.Mutex
+	ports map[netip.AddrPort]*fakeSocket // outside ends
+	sent  []sentPacket                   // with full life
+}
+
+type sentPacket struct {
+	at       time.Time
+	from, to netip.AddrPort
+}
+
+type fakeSocket struct {
+	net     *internet
+	outside netip.AddrPort
+	next    func() netip.AddrPort // the mapping of the first flow
+	in      chan fakePacket
+	closed  chan struct{}
+	once    sync.Once
+	spoken  map[netip.AddrPort]bool
+}
+
+type fakePacket struct {
+	from netip.AddrPort
+	b    []byte
+}
+
+func (n *internet) socket(next func() netip.AddrPort) *fakeSocket {
+	return &fakeSocket{net: n, next: next, in: make(chan fakePacket, 64), closed: make(chan struct{}), spoken: make(map[netip.AddrPort]bool)}
+}
+
+func (s *fakeSocket) Send(b []byte, to netip.AddrPort, hops int) error {
+	n := s.net
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !s.outside.IsValid() {
+		s.outside = s.next()
+		n.ports[s.outside] = s
+	}
+	s.spoken[to] = true
+	if hops > 0 {
+		return nil
+	}
+	from := s.outside
+	n.sent = append(n.sent, sentPacket{time.Now(), from, to})
+	time.AfterFunc(20*time.Millisecond, func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if r := n.ports[to]; r != nil && r.spoken[from] {
+			select {
+			case r.in <- fakePacket{from, b}:
+			default:
+			}
+		}
+	})
+	return nil
+}
+
+func (s *fakeSocket) Receive(b []byte) (int, netip.AddrPort, error) {
+	select {
+	case p := <-s.in:
+		return copy(b, p.b), p.from, nil
+	case <-s.closed:
+		return 0, netip.AddrPort{}, net.ErrClosed
+	}
+}
+
+func (s *fakeSocket) Close() error { s.once.Do(func() { close(s.closed) }); return nil }
+
+// withWire gives a side a QUIC socket and fresh ones, all at ip; Take succeeds if the sockets at both
+// ends know each other.
+func (s *side) withWire(n *internet, ip string, fresh func() uint16) {
+	at := func(port uint16) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr(ip), port) }
+	main := n.socket(func() netip.AddrPort { return at(4001) })
+	s.cfg.Wire = &Wire{
+		Probe: func(to netip.AddrPort, b []byte) error { return main.Send(b, to, 0) },
+		Hear: func(token Token) (<-chan netip.AddrPort, func()) {
+			heard := make(chan netip.AddrPort, 1)
+			go func() {
+				b := make([]byte, 64)
+				for {
+					m, from, err := main.Receive(b)
+					if err != nil {
+						return
+					}
+					if t, ok := ReadToken(b[:m]); ok && t == token {
+						heard <- from
+						return
+					}
+				}
+			}()
+			return heard, func() { main.Close() }
+		},
+		Socket: func() (Socket, error) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			f := n.socket(func() netip.AddrPort { return at(fresh()) })
+			s.fresh = append(s.fresh, f)
+			return f, nil
+		},
+		Take: func(ctx context.Context, _ peer.ID, k Socket, to netip.AddrPort, role Role) error {
+			if s.refuse {
+				k.Close()
+				return errors.New("a stranger")
+			}
+			if role == Client {
+				s.once.Do(func() { close(s.direct) })
+				s.other.once.Do(func() { close(s.other.direct) })
+			}
+			return nil
+		},
+		Vouched: func(peer.ID, Report) bool { return !s.distrusts },
+	}
+}
+
+func noTCP(r Report) Report { r.TCP = Transport{}; r.LAN = nil; return r }
+
+func randomPort() uint16 { return uint16(lowestPort + rand.IntN(65536-lowestPort)) }
+
+func sequencer(next uint16) func() uint16 { return func() uint16 { next++; return next - 1 } }
+
+func TestBirthdayPunchMeetsWithinItsBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := &internet{ports: make(map[netip.AddrPort]*fakeSocket)}
+		hard, easy := newSides(noTCP(strict(nat(1, Dependent, false))), noTCP(strict(nat(2, Independent, true))))
+		hard.withWire(n, "7.0.0.1", randomPort)
+		easy.withWire(n, "7.0.0.2", randomPort)
+		o, err := hard.Punch(t.Context(), "b")
+		if err != nil || !o.Direct || o.Step != StepGuess {
+			t.Fatalf("outcome %+v, %v", o, err) // chance fails it once in 3000 runs
+		}
+		synctest.Wait()
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		for i, p := range n.sent {
+			if j := i + probeRate + 2; j < len(n.sent) && n.sent[j].at.Sub(p.at) < time.Second {
+				t.Fatalf("more than %d packets in a second", probeRate)
+			}
+			if p.to.Addr() != netip.MustParseAddr("7.0.0.1") && p.to.Port() != 4001 {
+				t.Errorf("a packet to %v", p.to)
+			}
+		}
+		if o.Sockets > guessArray+2*guessArray || len(n.sent) > 2*roundPorts+10 {
+			t.Errorf("%d sockets, %d packets", o.Sockets, len(n.sent))
+		}
+		open := 0
+		for _, s := range hard.fresh {
+			select {
+			case <-s.closed:
+			default:
+				open++
+			}
+		}
+		if open != 1 {
+			t.Errorf("%d sockets left open, want the one that is used", open)
+		}
+	})
+}
+
+func TestPredictionMeets(t *testing.T) {
+	for name, other := range map[string]Report{
+		"one port for all":   noTCP(strict(nat(2, Independent, true))),
+		"another sequence":   sequence(noTCP(strict(nat(2, Dependent, false))), 52000, 2),
+		"a falling sequence": sequence(noTCP(strict(nat(2, Dependent, false))), 52000, -1),
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := &internet{ports: make(map[netip.AddrPort]*fakeSocket)}
+				a, b := newSides(sequence(noTCP(strict(nat(1, Dependent, false))), 42000, 1), other)
+				a.withWire(n, "7.0.0.1", sequencer(42003)) // two foreign flows came between
+				next := int(other.UDP.Ports.Last)
+				b.withWire(n, "7.0.0.2", func() uint16 { next += other.UDP.Ports.Step; return uint16(next) })
+				o, err := b.Punch(t.Context(), "a")
+				if err != nil || !o.Direct || o.Step != StepPredict {
+					t.Errorf("outcome %+v, %v", o, err)
+				}
+				synctest.Wait()
+				n.mu.Lock()
+				defer n.mu.Unlock()
+				if len(n.sent) > 2*predictAhead+2*bothArray+4 {
+					t.Errorf("%d packets", len(n.sent))
+				}
+			})
+		})
+	}
+}
+
+func TestFailureSaysWhatCameBack(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(hard, easy *side)
+		want   string
+	}{
+		"nothing": {func(hard, easy *side) {
+			hard.withWire(&internet{ports: map[netip.AddrPort]*fakeSocket{}}, "7.0.0.1", randomPort)
+		}, "nothing came back"},
+		"a stranger":  {func(hard, easy *side) { hard.refuse = true }, "but no connection: a stranger"},
+		"not vouched": {func(hard, easy *side) { easy.distrusts = true }, "no relay vouches for the peer's address"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := &internet{ports: make(map[netip.AddrPort]*fakeSocket)}
+				hard, easy := newSides(noTCP(strict(nat(1, Dependent, false))), noTCP(strict(nat(2, Independent, true))))
+				hard.withWire(n, "7.0.0.1", sequencer(1024)) // meets in every round
+				easy.withWire(n, "7.0.0.2", randomPort)
+				c.change(hard, easy)
+				who, other := easy, peer.ID("a")
+				if hard.refuse {
+					who, other = hard, "b"
+				}
+				o, err := who.Punch(t.Context(), other)
+				if err != nil || o.Direct || !strings.Contains(o.Reason, c.want) {
+					t.Errorf("outcome %+v, %v; want %q", o, err, c.want)
+				}
+				if easy.distrusts && len(n.sent) > 0 {
+					t.Errorf("%d packets to an address that nobody vouches for", len(n.sent))
+				}
+			})
+		})
+	}
+}
+
+func TestGuessingCanBeTurnedOff(t *testing.T) {
+	hard, _ := newSides(noTCP(strict(nat(1, Dependent, false))), noTCP(strict(nat(2, Independent, true))))
+	hard.withWire(&internet{}, "7.0.0.1", randomPort)
+	hard.cfg.Wire.Guessing = func() bool { return false }
+	if r := hard.Puncher.report(t.Context(), "b"); len(r.Steps) != 2 {
+		t.Errorf("steps %v", r.Steps)
+	}
+}
+
+func TestBudgetsHold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBudget()
+		addr := netip.MustParseAddr("7.0.0.1")
+		take := func(p peer.ID) (n int) {
+			for b.port(p, addr) {
+				n++
+			}
+			return n
+		}
+		if n := take("x"); n != addrPorts {
+			t.Errorf("%d ports of one address, want %d", n, addrPorts)
+		}
+		if b.left("x") {
+			t.Error("another round would have to end at once")
+		}
+		if n := take("y"); n != 0 {
+			t.Errorf("%d more for another peer at that address", n)
+		}
+		time.Sleep(addrSpan)
+		if n := take("x"); n != dayPorts-addrPorts {
+			t.Errorf("%d more, want the rest of the day's %d", n, dayPorts)
+		}
+		time.Sleep(addrSpan)
+		if n := take("x"); n != 0 || b.left("x") {
+			t.Errorf("%d ports beyond the day's", n)
+		}
+		time.Sleep(day)
+		if !b.left("x") {
+			t.Error("a new day brings nothing")
+		}
+		begun, n := time.Now(), 0
+		for time.Since(begun) < time.Second {
+			b.packet(t.Context())
+			n++
+		}
+		if n > packetsPerSecond+packetsAtOnce+1 {
+			t.Errorf("%d packets in a second", n)
+		}
+	})
+}
+
+func FuzzReadToken(f *testing.F) {
+	f.Add(Token{1}.packet(kindProbe))
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if token, ok := ReadToken(b); ok && string(token.packet(b[0])) != string(b) {
+			t.Errorf("%x", b)
+		}
+	})
+}
