@@ -3,6 +3,7 @@
 package itest
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"net/netip"
@@ -18,6 +19,8 @@ import (
 
 // matrixOut takes the tables as text, for docs/paths.md.
 var matrixOut = flag.String("matrix", "", "append the measured tables to this file")
+
+var statistics = flag.Int("statistics", 0, "how many pairs symmetric × port-restricted to measure; 0: none")
 
 // What the ladder may cost a pair, as docs/paths.md promises it (nat.md §8).
 const (
@@ -71,7 +74,7 @@ func expectedUDP(a, b lab.NAT) (route string, ceiling time.Duration) {
 type grid struct {
 	t          *testing.T
 	lab        *lab.Lab
-	kinds      []lab.NAT
+	kinds      [2][]lab.NAT // of the rows, of the columns
 	rows, cols []*player
 	cells      [][]cell
 }
@@ -82,20 +85,17 @@ type cell struct {
 }
 
 // newGrid builds the homes and starts all players.
-func newGrid(t *testing.T, kinds []lab.NAT, home func(*lab.Home), listen func(lab.NAT) []string) *grid {
+func newGrid(t *testing.T, rows, cols []lab.NAT, listen []string) *grid {
 	t.Helper()
-	g := &grid{t: t, lab: lab.New(t), kinds: kinds}
+	g := &grid{t: t, lab: lab.New(t), kinds: [2][]lab.NAT{rows, cols}}
 	vps := g.lab.Public("relay", "7.0.0.10")
 	startPlayer(t, vps, playerSpec{Number: 1, Relay: true}).ready()
 	relays := map[int][]string{1: {"/ip4/7.0.0.10/" + quic4001, "/ip4/7.0.0.10/" + tcp4001}}
-	for side := range 2 {
+	for side, kinds := range g.kinds {
 		for i, k := range kinds {
-			h := g.lab.Home(fmt.Sprintf("%c-%s", 'a'+side, shortNames[k]), k, slow())
-			if home != nil {
-				home(h)
-			}
-			p := startPlayer(t, h.Host(fmt.Sprintf("%c%s", 'a'+side, shortNames[k])),
-				playerSpec{Number: 100*(side+1) + i, Relays: relays, Listen: listen(k)})
+			name := fmt.Sprintf("%c%d-%s", 'a'+side, i, shortNames[k])
+			p := startPlayer(t, g.lab.Home(name+"-router", k, slow()).Host(name),
+				playerSpec{Number: 100*(side+1) + i, Relays: relays, Listen: listen})
 			if side == 0 {
 				g.rows = append(g.rows, p)
 			} else {
@@ -109,9 +109,8 @@ func newGrid(t *testing.T, kinds []lab.NAT, home func(*lab.Home), listen func(la
 	for _, p := range slices.Concat(g.rows, g.cols) {
 		p.examined()
 	}
-	g.cells = make([][]cell, len(kinds))
-	for i := range g.cells {
-		g.cells[i] = make([]cell, len(kinds))
+	for range rows {
+		g.cells = append(g.cells, make([]cell, len(cols)))
 	}
 	return g
 }
@@ -133,11 +132,14 @@ func (p *player) examined() (last told) {
 
 // run meets all pairs: in each turn every player is in one pair, so that none disturbs another.
 func (g *grid) run() {
-	n := len(g.kinds)
-	for turn := range n {
+	turns := max(len(g.rows), len(g.cols))
+	for turn := range turns {
 		var pairs sync.WaitGroup
-		for i := range n {
-			j := (i + turn) % n
+		for i := range g.rows {
+			j := (i + turn) % turns
+			if j >= len(g.cols) {
+				continue
+			}
 			pairs.Go(func() {
 				g.cells[i][j].meeting = g.rows[i].meet(g.cols[j], knownCeiling)
 				g.rows[i].part(g.cols[j])
@@ -168,7 +170,7 @@ func (g *grid) check(expected func(a, b lab.NAT) (string, time.Duration)) {
 	direct := 0
 	for i, row := range g.cells {
 		for j, c := range row {
-			a, b := g.kinds[i], g.kinds[j]
+			a, b := g.kinds[0][i], g.kinds[1][j]
 			want, ceiling := expected(a, b)
 			took := c.Direct
 			if c.Route == "direct" {
@@ -189,19 +191,19 @@ func (g *grid) check(expected func(a, b lab.NAT) (string, time.Duration)) {
 			}
 		}
 	}
-	g.t.Logf("%d of %d ordered pairs direct\n%s", direct, len(g.kinds)*len(g.kinds), g.table())
+	g.t.Logf("%d of %d ordered pairs direct\n%s", direct, len(g.rows)*len(g.cols), g.table())
 }
 
 // table is the matrix in Markdown: seconds from relayed to direct, and the UDP packets of both sides.
 func (g *grid) table() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "| |")
-	for _, k := range g.kinds {
+	for _, k := range g.kinds[1] {
 		fmt.Fprintf(&b, " %s |", shortNames[k])
 	}
-	fmt.Fprintf(&b, "\n|---|%s\n", strings.Repeat("---|", len(g.kinds)))
+	fmt.Fprintf(&b, "\n|---|%s\n", strings.Repeat("---|", len(g.cols)))
 	for i, row := range g.cells {
-		fmt.Fprintf(&b, "| **%s** |", shortNames[g.kinds[i]])
+		fmt.Fprintf(&b, "| **%s** |", shortNames[g.kinds[0][i]])
 		for _, c := range row {
 			switch c.Route {
 			case "direct":
@@ -228,18 +230,13 @@ func (g *grid) write(title string) {
 	if *matrixOut == "" {
 		return
 	}
-	f, err := os.OpenFile(*matrixOut, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
-	if err == nil {
-		_, err = fmt.Fprintf(f, "%s\n\n%s\n", title, g.table())
-		f.Close()
-	}
-	if err != nil {
+	if err := appendTo(*matrixOut, fmt.Sprintf("%s\n\n%s\n", title, g.table())); err != nil {
 		g.t.Error(err)
 	}
 }
 
 func TestEveryPairOfNATsTakesItsRoute(t *testing.T) {
-	g := newGrid(t, allKinds, nil, func(lab.NAT) []string { return nil })
+	g := newGrid(t, allKinds, allKinds, nil)
 	g.run()
 	g.check(expected)
 	g.write("UDP and TCP, row connects to column:")
@@ -247,17 +244,69 @@ func TestEveryPairOfNATsTakesItsRoute(t *testing.T) {
 
 // Without TCP nothing hides what becomes of UDP.
 func TestEveryPairOfHardNATsMeetsByUDPAlone(t *testing.T) {
-	g := newGrid(t, []lab.NAT{lab.PortRestricted, lab.PortRestrictedInputAccept, lab.PortRange, lab.Symmetric, lab.SymmetricBlock, lab.Sequential},
-		nil, func(lab.NAT) []string { return listenOn4(quic4001) })
+	hard := []lab.NAT{lab.PortRestricted, lab.PortRestrictedInputAccept, lab.PortRange, lab.Symmetric, lab.SymmetricBlock, lab.Sequential}
+	g := newGrid(t, hard, hard, listenOn4(quic4001))
 	g.run()
 	g.check(expectedUDP)
 	g.write("UDP alone, row connects to column:")
 }
 
 func TestPairsWithoutUDPMeetByTCP(t *testing.T) {
-	g := newGrid(t, []lab.NAT{lab.Open, lab.PortRestricted, lab.PortRestrictedInputAccept, lab.UDPBlocked},
-		nil, func(lab.NAT) []string { return listenOn4(tcp4001) })
+	kinds := []lab.NAT{lab.Open, lab.PortRestricted, lab.PortRestrictedInputAccept, lab.UDPBlocked}
+	g := newGrid(t, kinds, kinds, listenOn4(tcp4001))
 	g.run()
 	g.check(func(lab.NAT, lab.NAT) (string, time.Duration) { return "direct", openCeiling })
 	g.write("TCP alone, row connects to column:")
+}
+
+// The birthday punch is a matter of chance, so its promise is one of statistics: go test ./itest -run
+// Statistics -statistics 56
+func TestStatisticsOfSymmetricWithPortRestricted(t *testing.T) {
+	if *statistics == 0 {
+		t.Skip("only with -statistics N")
+	}
+	const side = 8
+	kinds := func(k lab.NAT, n int) []lab.NAT { return slices.Repeat([]lab.NAT{k}, n) }
+	g := newGrid(t, kinds(lab.Symmetric, side), kinds(lab.PortRestricted, (*statistics+side-1)/side), listenOn4(quic4001))
+	g.run()
+	var took []time.Duration
+	var packets []int
+	failed, late := 0, 0
+	for _, row := range g.cells {
+		for _, c := range row {
+			if c.Route != "direct" {
+				failed++
+				continue
+			}
+			took = append(took, c.Direct)
+			packets = append(packets, c.packets[0]+c.packets[1])
+			if c.Direct > 8*time.Second {
+				late++
+			}
+		}
+	}
+	slices.Sort(took)
+	slices.Sort(packets)
+	runs := len(took) + failed
+	line := fmt.Sprintf("%d pairs symmetric × port-restricted: %d direct, %d of them in the first round; median %.2f s, 90 %% %.2f s, slowest %.2f s; packets: median %d, most %d.",
+		runs, len(took), len(took)-late, took[len(took)/2].Seconds(), took[len(took)*9/10].Seconds(), took[len(took)-1].Seconds(),
+		packets[len(packets)/2], packets[len(packets)-1])
+	t.Log(line)
+	if len(took)*50 < runs*49 {
+		t.Errorf("%d of %d failed", failed, runs)
+	}
+	if *matrixOut != "" {
+		if err := appendTo(*matrixOut, line+"\n"); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func appendTo(name, text string) error {
+	f, err := os.OpenFile(name, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Close())
 }

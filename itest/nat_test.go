@@ -1,0 +1,90 @@
+//go:build linux
+
+package itest
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"fwd/internal/node"
+	"fwd/itest/lab"
+)
+
+// maxExamination is how many UDP packets an examination may send to a relay's reflector.
+const maxExamination = 20
+
+func TestEachKindOfNATIsTold(t *testing.T) {
+	for relays := 1; relays <= 2; relays++ {
+		t.Run(fmt.Sprintf("%d relays", relays), func(t *testing.T) {
+			t.Parallel()
+			tellNATs(t, relays)
+		})
+	}
+}
+
+func tellNATs(t *testing.T, relays int) {
+	l := lab.New(t)
+	addrs := make(map[int][]string)
+	for n := 1; n <= relays; n++ {
+		ip := fmt.Sprintf("7.0.0.1%d", n)
+		startPlayer(t, l.Public(fmt.Sprint("relay", n), ip), playerSpec{Number: n, Relay: true}).ready()
+		addrs[n] = []string{"/ip4/" + ip + "/" + quic4001, "/ip4/" + ip + "/" + tcp4001}
+	}
+	const eim, edm, apdf = "endpoint-independent", "endpoint-dependent", "address-and-port-dependent"
+	// One relay cannot tell who lets in anybody from who lets in other ports of it.
+	anybody, tcp := "endpoint-independent", eim
+	if relays == 1 {
+		anybody, tcp = "address-dependent", "unknown"
+	}
+	type row struct {
+		host                       *lab.Host
+		udp, tcp, filtering, ports string
+	}
+	home := func(k lab.NAT) *lab.Host { return l.Home(k.String(), k, slow()).Host("h" + k.String()) }
+	rows := []row{
+		{home(lab.Open), "none", "none", anybody, "kept"},
+		{home(lab.FullCone), eim, tcp, anybody, "kept"},
+		{home(lab.AddressRestricted), eim, tcp, "address-dependent", "kept"},
+		{home(lab.PortRestricted), eim, tcp, apdf, "kept"},
+		{home(lab.PortRestrictedInputAccept), eim, tcp, apdf, "kept"},
+		{home(lab.PortRange), eim, tcp, apdf, "changed"},
+		{home(lab.Symmetric), edm, "", apdf, "random"},
+		{home(lab.SymmetricBlock), edm, "", apdf, "block"},
+		{home(lab.Sequential), edm, tcp, apdf, "sequential"},
+		{home(lab.UDPBlocked), "blocked", tcp, "unknown", "unknown"},
+		{l.Public("guarded", "7.0.0.30", slow(), lab.Firewall()), "none", "none", apdf, "kept"},
+		{l.Public("bare", "7.0.0.31", slow()), "none", "none", anybody, "kept"},
+	}
+	var players []*player
+	for i, r := range rows {
+		players = append(players, startPlayer(t, r.host, playerSpec{Number: 10 + i, Relays: addrs}))
+	}
+	for _, p := range players {
+		p.ready()
+	}
+	for i, r := range rows {
+		right := func(n *node.NATReport) bool {
+			return n.UDP == r.udp && (r.tcp == "" || n.TCP == r.tcp) && n.Filtering == r.filtering && n.Ports == r.ports
+		}
+		var got *node.NATReport
+		for end := time.Now().Add(10 * time.Second); time.Now().Before(end) && (got == nil || !right(got)); time.Sleep(20 * time.Millisecond) {
+			if got = players[i].examined().NAT; got == nil {
+				break
+			}
+		}
+		if got == nil || !right(got) {
+			t.Errorf("%s: told %+v, want %+v", r.host.Name(), got, r)
+		}
+		var packets uint64
+		for _, f := range l.Flows() {
+			if f.Proto == "udp" && f.Src.Addr() == r.host.PublicAddr() && f.Dst.Port() == 4002 {
+				packets += f.Packets
+			}
+		}
+		if packets > maxExamination {
+			t.Errorf("%s: %d packets to reflectors, at most %d are promised", r.host.Name(), packets, maxExamination)
+		}
+		t.Logf("%s: %+v, %d packets", r.host.Name(), *got, packets)
+	}
+}
