@@ -14,20 +14,15 @@ const (
 	// … at two measurements running: latency jitters, and each change costs a resume of the lanes.
 	betterTimes = 2
 
-	// After a direct path was lost the next one has to last trialFirst before it is used, twofold with
-	// each further loss up to trialLast: paths that come and go would cost a resume each time.
-	// forgiveAfter the last loss all is forgotten.
-	trialFirst, trialLast = 2 * time.Second, time.Minute
-	forgiveAfter          = 5 * time.Minute
+	// After a direct path was lost the next one has to last before it is used, trialEach for each loss
+	// of late, at most trialLast: paths that come and go would cost a resume each time. forgiveAfter the
+	// last loss, or in another network, all is forgotten.
+	trialEach, trialLast = 2 * time.Second, time.Minute
+	forgiveAfter         = 5 * time.Minute
 )
 
 // trial is how long after the last of so many losses a direct path has to wait.
-func trial(falls int) time.Duration {
-	if falls == 0 {
-		return 0
-	}
-	return min(trialFirst<<min(falls-1, 10), trialLast)
-}
+func trial(falls int) time.Duration { return min(time.Duration(falls)*trialEach, trialLast) }
 
 // class orders kinds of connections; a lower one wins unless it is clearly slower.
 type class int

@@ -82,6 +82,7 @@ func (n *Node) networkChanged(now []string) {
 	n.log.Info("network changed", "now", now)
 	n.network.next(n.ctx)
 	n.nat.forget()
+	n.paths.forgive()
 	n.wake.send(networkChanged)
 	for _, p := range n.Connected() {
 		n.tasks.start(func() { n.checkLinks(p) })

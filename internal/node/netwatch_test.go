@@ -72,10 +72,10 @@ func TestDirectPathThatWasLostHasToLastBeforeItIsUsedAgain(t *testing.T) {
 		eventually(t, "direct again", isDirect)
 		waits = append(waits, time.Since(start))
 	}
-	if waits[0] < trialFirst || waits[1] < 2*trialFirst || waits[1] > 4*trialFirst {
+	if waits[0] < trialEach || waits[1] < 2*trialEach || waits[1] > 4*trialEach {
 		t.Errorf("used again after %v", waits)
 	}
-	if trial(0) != 0 || trial(3) != 4*trialFirst || trial(100) != trialLast {
+	if trial(0) != 0 || trial(3) != 3*trialEach || trial(100) != trialLast {
 		t.Error(trial(0), trial(3), trial(100))
 	}
 }

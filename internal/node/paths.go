@@ -181,6 +181,15 @@ func (ps *paths) fellLocked(p peer.ID, l *link) {
 	pp.falls, pp.fell = pp.falls+1, time.Now()
 }
 
+// forgive forgets what was lost in another network.
+func (ps *paths) forgive() {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	for _, pp := range ps.peers {
+		pp.falls = 0
+	}
+}
+
 // trialLeft is how long l has to wait until it may be p's path again; it is measured then.
 func (ps *paths) trialLeft(p peer.ID, l *link) time.Duration {
 	ps.mu.Lock()
