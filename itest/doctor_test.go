@@ -114,6 +114,21 @@ func TestDoctorNamesEachNATAndFirewall(t *testing.T) {
 	}
 }
 
+func TestDoctorTellsEasyFromHardNATsByOneRelay(t *testing.T) {
+	t.Parallel()
+	l := lab.New(t)
+	relay := fwdtest.New(t, l.Public("relay", "7.0.0.10"))
+	relay.Start("relay", "--as", "relay").Wait("invite")
+	for kind, want := range map[lab.NAT]string{lab.PortRestricted: "endpoint-independent", lab.Symmetric: "endpoint-dependent"} {
+		name := strings.ToLower(kind.String())
+		p := fwdtest.New(t, l.Home(name, kind).Host(name))
+		p.Join(relay.Invite(), name)
+		if d := examine(t, p); d.NAT.Mapping != want {
+			t.Errorf("behind %v: %+v, want %s\n%+v", kind, d.NAT, want, d.find("nat", ""))
+		}
+	}
+}
+
 func TestDoctorNamesTheRelayThatIsDown(t *testing.T) {
 	t.Parallel()
 	l := lab.New(t)

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -16,6 +17,7 @@ import (
 	ma "github.com/multiformats/go-multiaddr"
 
 	"fwd/internal/doctor"
+	"fwd/internal/node"
 )
 
 // DoctorRequest asks for an examination of this machine's way to the network.
@@ -66,9 +68,7 @@ func (d *Daemon) doctor(ctx context.Context, req DoctorRequest, emit func(Event)
 		}
 	}
 	nat := d.node.NAT()
-	if nat.UDP != "unknown" {
-		m.Mapping = nat.UDP
-	}
+	m.DoubleNAT, m.Mapping = nat.DoubleNAT, d.learntMapping
 	if nat.PortMapping == "mapped" {
 		m.Mapped = d.mappedAddrs(nat.Public)
 	}
@@ -99,6 +99,26 @@ func (d *Daemon) patientsRelays() []doctor.Relay {
 	return list
 }
 
+// learntMapping is how the node's own UDP port is mapped; a daemon that has just started learns it while
+// it reserves at the relays.
+func (d *Daemon) learntMapping(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(ctx, learnWithin)
+	defer cancel()
+	for {
+		if m := d.node.NAT().UDP; m != "unknown" {
+			return m
+		}
+		select {
+		case <-ctx.Done():
+			return "unknown"
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// learnWithin is how long a daemon's first NAT report may take: some reservations and packets.
+const learnWithin = 4 * time.Second
+
 // target is what probeRelay dials.
 type target struct {
 	relay peer.ID
@@ -108,6 +128,9 @@ type target struct {
 func (d *Daemon) probeRelay(ctx context.Context, _ doctor.Relay, a doctor.Addr) (doctor.Seen, error) {
 	t := a.Dial.(target)
 	s, err := d.node.Look(ctx, t.relay, t.addr)
+	if errors.Is(err, node.ErrNotServed) {
+		return doctor.Seen{Unserved: true}, nil
+	}
 	return doctor.Seen{RTT: s.RTT, Observed: s.Observed, Reflector: s.Reflector, Token: s.Token, Clock: s.Clock}, err
 }
 

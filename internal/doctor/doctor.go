@@ -70,6 +70,7 @@ type Seen struct {
 	Reflector netip.AddrPort // answers plain UDP packets; zero: it does not
 	Token     []byte         // its permission
 	Clock     time.Time      // the relay's; zero: it does not say
+	Unserved  bool           // it was reached, but does not serve this machine
 }
 
 // Machine is what is examined. Functions may be called from several goroutines.
@@ -82,7 +83,12 @@ type Machine struct {
 	Listening []Addr           // Transport and Port, Host "4" or "6": the families that it listens on
 	Gateway   netip.Addr       // the router; zero: unknown
 	Mapped    []netip.AddrPort // what the router's port mapping gave fwd
-	Mapping   string           // what the node knows of its own port: endpoint-independent, …; "": nothing
+
+	// Mapping is what the node learns of its own UDP port, whose two destinations may be one relay's:
+	// endpoint-independent, endpoint-dependent, or something else. Asked if our packets do not tell; may be nil.
+	Mapping func(context.Context) string
+	// DoubleNAT: the router that maps ports is itself behind another one, as far as the node knows.
+	DoubleNAT bool
 
 	Proxy   string // HTTPS_PROXY's, as it would be used; "": none
 	NoProxy string // what is wrong with it; "": nothing

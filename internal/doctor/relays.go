@@ -40,7 +40,7 @@ func reachOf(probes []*probe, relay, transport string) (r reach) {
 			continue
 		}
 		r.ok++
-		if r.best == nil || p.seen.RTT < r.best.seen.RTT {
+		if r.best == nil || r.best.seen.Unserved || !p.seen.Unserved && p.seen.RTT < r.best.seen.RTT {
 			r.best = p
 		}
 	}
@@ -62,7 +62,12 @@ func (e *examination) relays(probes []*probe, nat NAT) (checks []Check) {
 			c := Check{ID: "relay-" + t.kind, Of: r.Name, Level: OK}
 			if got.best != nil {
 				c.RTT = float64(got.best.seen.RTT.Microseconds()) / 1000
-				c.What = net.JoinHostPort(got.best.addr.Host, strconv.Itoa(int(got.best.addr.Port))) + ", " + millis(got.best.seen.RTT)
+				at := net.JoinHostPort(got.best.addr.Host, strconv.Itoa(int(got.best.addr.Port)))
+				c.What = at + ", " + millis(got.best.seen.RTT)
+				if got.best.seen.Unserved {
+					c.Level, c.RTT, c.What = Hint, 0, at+" answers, but does not serve this machine: it may not know of it yet"
+					c.Mend = "try again in a minute; else see on " + r.Name + ": fwd status, fwd peers"
+				}
 				checks = append(checks, c)
 				continue
 			}

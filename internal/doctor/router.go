@@ -177,6 +177,8 @@ func (e *examination) router(n NAT) (checks []Check) {
 		double.What, double.Mend = "the provider shares one public address among customers (carrier-grade NAT): ports opened on the router are not reached from outside", mend
 	case external.IsValid() && isInside(external):
 		double.What, double.Mend = "the router's own address, "+external.String()+", is private: there is another router behind it, and ports opened on the first are not reached from outside", mend
+	case e.m.DoubleNAT:
+		double.What, double.Mend = "the router that opens ports has no public address: there is another NAT behind it", mend
 	case external.IsValid() && n.Public != "" && external.String() != n.Public:
 		double.What, double.Mend = "the router has "+external.String()+", the relays see "+n.Public+": there is another NAT behind it", mend
 	default:

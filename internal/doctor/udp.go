@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -187,8 +188,10 @@ func (e *examination) measure(ctx context.Context, probes []*probe) (n NAT) {
 		e.progress("asking how the network here treats UDP")
 	}
 	n.measureMapping(ctx, list)
-	if n.Mapping == "unknown" && e.m.Mapping != "" {
-		n.Mapping = e.m.Mapping // its port has more to go by than two relays
+	if n.Mapping == "unknown" && n.seen.IsValid() && e.m.Mapping != nil {
+		if m := e.m.Mapping(ctx); strings.HasPrefix(m, "endpoint-") {
+			n.Mapping = m
+		}
 	}
 	switch {
 	case n.seen.IsValid():

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -42,9 +43,35 @@ func (n *Node) Look(ctx context.Context, p peer.ID, at ma.Multiaddr) (Sight, err
 			continue
 		}
 		defer c.Close()
-		return look(ctx, c)
+		return lookUntilServed(ctx, c)
 	}
 	return Sight{}, err
+}
+
+// ErrNotServed is Look's when the relay was reached, but does not answer this peer.
+var ErrNotServed = errors.New("reached, but it does not serve this machine")
+
+const (
+	// servedWithin is how long a relay may take to know a peer that joined just now: the connection makes
+	// both compare rosters, a stranger's lives 5 s.
+	servedWithin = 4 * time.Second
+	// lookAgain is the pause between questions.
+	lookAgain = 200 * time.Millisecond
+)
+
+// lookUntilServed asks until the relay answers.
+func lookUntilServed(ctx context.Context, c network.Conn) (Sight, error) {
+	ctx, cancel := context.WithTimeout(ctx, servedWithin)
+	defer cancel()
+	for {
+		s, err := look(ctx, c)
+		if err == nil {
+			return s, nil
+		}
+		if !sleep(ctx, lookAgain) || c.IsClosed() {
+			return Sight{}, fmt.Errorf("%w: %w", ErrNotServed, err)
+		}
+	}
 }
 
 // look asks for what a relay says of a connection: the address, a proof that begins with its clock, and
