@@ -22,6 +22,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -59,6 +60,9 @@ type Daemon struct {
 	level    *slog.LevelVar
 	met      chan peer.ID // peers whose roster is to be compared
 	finish   context.CancelCauseFunc
+
+	joins, rosters *lobby       // what strangers ask, and how often
+	proofs         atomic.Int64 // rosters of strangers being read
 
 	mu       sync.Mutex
 	owner    *identity.Owner // nil: the network key is elsewhere
@@ -181,6 +185,8 @@ func open(home Home, how logConfig, finish context.CancelCauseFunc) (*Daemon, er
 		seen:     map[peer.ID]sighting{},
 		offered:  map[peer.ID][]string{},
 		askers:   map[peer.ID]*rate.Limiter{},
+		joins:    newLobby(),
+		rosters:  newLobby(),
 		finish:   finish,
 	}
 	d.level.Set(levelOf(&config{Log: how}))

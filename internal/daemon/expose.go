@@ -59,7 +59,7 @@ func (d *Daemon) expose(ctx context.Context, req ExposeRequest, from string, emi
 	if len(svc.words) == 0 {
 		svc.words = []string{"members"}
 	}
-	if err := d.addService(svc); err != nil {
+	if err := d.addService(ctx, svc); err != nil {
 		return err
 	}
 	defer d.removeService(svc)
@@ -84,9 +84,9 @@ func (d *Daemon) expose(ctx context.Context, req ExposeRequest, from string, emi
 }
 
 // addService puts svc on offer. Its name must be free on this machine.
-func (d *Daemon) addService(svc *service) error {
+func (d *Daemon) addService(ctx context.Context, svc *service) error {
 	var err error
-	if svc.fixed, err = d.fixWords(svc.name, svc.words); err != nil {
+	if svc.fixed, err = d.fixWords(ctx, svc.name, svc.words); err != nil {
 		return err
 	}
 	d.mu.Lock()
@@ -114,7 +114,7 @@ func (d *Daemon) changeService(req ExposeRequest) error {
 		words = []string{"members"}
 	}
 	name := exposeName(req)
-	fixed, err := d.fixWords(name, words)
+	fixed, err := d.fixWords(context.Background(), name, words)
 	if err != nil {
 		return err
 	}
@@ -146,16 +146,27 @@ func (d *Daemon) removeService(svc *service) {
 
 // fixWords resolves a service's own list, once: a name that changes hands later
 // takes no access with it, and one that is gone later spoils nothing.
-func (d *Daemon) fixWords(name string, words []string) ([]string, error) {
-	var roster *identity.Roster
-	if s := d.book.Current(); s != nil {
-		roster = s.Roster
-	}
-	list, err := identity.ParseAllow(words, roster)
+func (d *Daemon) fixWords(ctx context.Context, name string, words []string) ([]string, error) {
+	list, err := d.parseAllow(ctx, words)
 	if err != nil {
 		return nil, usage("machines are listed by: fwd peers", "who may use %s: %v", name, err)
 	}
 	return list.Words(), nil
+}
+
+// parseAllow reads a list; an unknown name is looked for in the newest roster first.
+func (d *Daemon) parseAllow(ctx context.Context, words []string) (identity.Allow, error) {
+	s := d.book.Current()
+	if s == nil {
+		return identity.Allow{}, errNoNetwork
+	}
+	list, err := identity.ParseAllow(words, s.Roster)
+	if errors.Is(err, identity.ErrUnknownName) && d.freshen(ctx) {
+		if s = d.book.Current(); s != nil {
+			list, err = identity.ParseAllow(words, s.Roster)
+		}
+	}
+	return list, err
 }
 
 // allowFor is who may use svc: its own words, what `fwd allow` added, and above
@@ -285,7 +296,7 @@ func (d *Daemon) allow(ctx context.Context, req AllowRequest, emit func(Event)) 
 	if strings.HasPrefix(req.Who, "!") {
 		return usage("fwd deny "+req.Service+" "+req.Who[1:], "say whom, and allow or deny")
 	}
-	list, err := identity.ParseAllow([]string{req.Who}, roster.Roster)
+	list, err := d.parseAllow(ctx, []string{req.Who})
 	if err != nil {
 		return fail(ExitUnknownName, "unknown-name", "machines are listed by: fwd peers", "%v", err)
 	}

@@ -125,27 +125,38 @@ func (d *Daemon) joinCall(ctx context.Context, p peer.ID, request []byte) ([]byt
 	return reply, nil
 }
 
-// serveJoin answers a request as the owner, or carries it to the owner.
+// readRequestWithin is how long a join request may take to arrive: all of a
+// stranger's time, which only grows when it has said something.
+const readRequestWithin = 5 * time.Second
+
+// serveJoin answers a request as the owner, or as a relay carries it to the owner.
 func (d *Daemon) serveJoin(s network.Stream) {
 	defer s.Close()
 	p := s.Conn().RemotePeer()
-	release := d.node.AllowStranger(p, joinTimeout)
-	defer release()
-	s.SetDeadline(time.Now().Add(joinTimeout))
+	leave, ok := d.joins.enter(s.Conn(), d.member(p))
+	if !ok {
+		s.Reset()
+		return
+	}
+	defer leave()
+	s.SetDeadline(time.Now().Add(readRequestWithin))
 	request, err := io.ReadAll(io.LimitReader(s, identity.MaxJoinRequest+1))
 	if err != nil || len(request) > identity.MaxJoinRequest {
 		s.Reset()
 		return
 	}
+	release := d.node.AllowStranger(p, joinTimeout)
+	defer release()
+	s.SetDeadline(time.Now().Add(joinTimeout))
 	var reply []byte
 	if owner := d.currentOwner(); owner != nil {
 		from := p
-		if d.book.Member(p, time.Now()) {
+		if d.member(p) {
 			from = "" // carried by a relay: the request itself proves the joiner
 		}
 		reply, err = owner.Join(request, from, d.now())
-	} else if current := d.book.Current(); current != nil && current.Owner != p {
-		reply, err = d.carryJoin(current.Owner, request)
+	} else if to, ok := d.carriesTo(p); ok {
+		reply, err = d.carryJoin(to, request)
 	}
 	if err != nil {
 		d.log.Info("join refused", "peer", p, "remote", s.Conn().RemoteMultiaddr(), "err", err)
@@ -155,6 +166,17 @@ func (d *Daemon) serveJoin(s network.Stream) {
 		return
 	}
 	s.Write(reply)
+}
+
+// carriesTo: relays carry a request to the owner, and not each other's, which
+// could go round in circles while they disagree on who the owner is.
+func (d *Daemon) carriesTo(from peer.ID) (owner peer.ID, ok bool) {
+	s := d.book.Current()
+	if s == nil || d.relay == nil || s.Owner == from || s.Owner == d.self {
+		return "", false
+	}
+	e, _ := s.Entry(from)
+	return s.Owner, e.Caps&identity.Relay == 0
 }
 
 func (d *Daemon) carryJoin(owner peer.ID, request []byte) ([]byte, error) {

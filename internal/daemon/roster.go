@@ -119,7 +119,7 @@ func (d *Daemon) rosterCall(ctx context.Context, p peer.ID, mine rosterHello) (r
 func (d *Daemon) gone(p peer.ID) {
 	d.log.Warn("this machine is not on the roster any more", "says", d.nameOf(p))
 	d.sessions.Cut(func(q peer.ID, _, _ string) bool { return p == q }, errRevoked)
-	if p != d.book.Current().Owner {
+	if s := d.book.Current(); s == nil || p != s.Owner {
 		return
 	}
 	// The owner's word is final: what is wished here has no hope.
@@ -151,8 +151,16 @@ func (d *Daemon) belongs() error {
 // one, and may hand over a roster that is newer than ours and names it.
 func (d *Daemon) serveRoster(s network.Stream) {
 	defer s.Close()
-	s.SetDeadline(time.Now().Add(rosterTimeout))
 	p := s.Conn().RemotePeer()
+	if !d.member(p) {
+		leave, ok := d.rosters.enter(s.Conn(), false)
+		if !ok {
+			s.Reset()
+			return
+		}
+		defer leave()
+	}
+	s.SetDeadline(time.Now().Add(rosterTimeout))
 	var theirs rosterHello
 	if identity.ReadMsg(s, maxHello, &theirs) != nil {
 		s.Reset()
@@ -182,12 +190,39 @@ func (d *Daemon) serveRoster(s network.Stream) {
 		return
 	}
 	given := identity.RosterMsg{Term: theirs.Term, Epoch: theirs.Epoch, Heartbeat: theirs.Heartbeat}
-	if reply.Want && identity.ReadMsg(s, identity.MaxRosterMsg, &given) != nil {
+	if reply.Want && d.readRoster(s, p, &given) != nil {
 		s.Reset()
 		return
 	}
 	d.learn(p, given, theirs.Version)
 }
+
+// readRoster reads what p hands over. A stranger proves itself with the roster
+// alone, and few may do so at a time: what they send is held before it is known
+// to be worth anything.
+func (d *Daemon) readRoster(s network.Stream, p peer.ID, given *identity.RosterMsg) error {
+	most := identity.MaxRosterMsg
+	if !d.member(p) {
+		if d.proofs.Add(1) > maxProofs {
+			d.proofs.Add(-1)
+			return errBusy
+		}
+		defer d.proofs.Add(-1)
+		most = maxProof
+	}
+	if err := identity.ReadMsg(s, most, given); err != nil {
+		return err
+	}
+	if !d.member(p) {
+		given.Slices = given.Slices[:min(len(given.Slices), 1)] // its own
+	}
+	return nil
+}
+
+const (
+	maxProof  = 2 << 20 // a roster of 1 MiB in base64, with room to spare
+	maxProofs = 8       // 16 MiB held at the most
+)
 
 // learn takes what p offered, and notes that it was met.
 func (d *Daemon) learn(p peer.ID, offer identity.RosterMsg, version string) {
@@ -294,6 +329,7 @@ func (d *Daemon) enforce() {
 }
 
 var (
+	errBusy     = errors.New("too many strangers at once")
 	errRevoked  = errors.New("no longer allowed")
 	errGone     = errors.New("this machine is not on the roster any more")
 	errExpelled = fail(ExitRefused, "revoked", "ask for a new invite (fwd invite, there), then: fwd leave, fwd join",

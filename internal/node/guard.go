@@ -16,10 +16,24 @@ const (
 	// strangerLife is how long a peer outside the roster may stay: long enough to show a newer roster
 	// that names it, or an invite.
 	strangerLife = 5 * time.Second
+	// strangerMost is how long one that dialled us may stay whatever is allowed to it: an invite's way to
+	// the owner takes at most 30 s, and then it is a member.
+	strangerMost = time.Minute
 	// negotiateWithin is how long a stream may take to say what it is for; the library's own figure.
 	negotiateWithin = 10 * time.Second
 	// sweepEvery is how often connections are looked over for members whose time ran out.
 	sweepEvery = 5 * time.Second
+
+	// maxStrangers is how many connections of strangers are kept at once, and maxStrangersHost how many
+	// from one address; who comes then takes the place of the one that has been here longest. At some
+	// 100 KiB each they cost 50 MiB at most, and never a member its place.
+	maxStrangers     = 512
+	maxStrangersHost = 64
+	// Streams at once: of one stranger, of all strangers, of one member. A stranger identifies, pings and
+	// shows an invite or a roster. A member's bound is a relay's: a stream for each of its 1024 circuits.
+	maxStrangerStreams  = 8
+	maxStrangersStreams = 1024
+	maxMemberStreams    = 2048
 )
 
 // guard stands before every stream: it has the host's mux negotiate the protocol, asks whether the
@@ -27,23 +41,44 @@ const (
 // protocols are behind it too.
 //
 // Strangers may identify, ping, speak the protocols of open, and dial back where AutoNAT asked them
-// to (the handler knows its nonces). Services do not exist for them.
+// to (the handler knows its nonces). Services do not exist for them, nor do our private addresses.
+// What they cost is bounded here, since the resource manager cannot tell them from members.
 type guard struct {
 	member func(peer.ID) bool
 	open   map[protocol.ID]bool
 
 	mu        sync.Mutex
 	closed    bool
-	strangers map[network.Conn]*time.Timer // connections of peers that were never members
-	welcome   map[peer.ID]time.Time        // strangers that may stay until then
+	strangers map[network.Conn]*stranger // connections of peers that were never members
+	welcome   map[peer.ID]time.Time      // strangers that may stay until then
+	streams   map[peer.ID]int            // incoming, being served
+	theirs    int                        // of those, strangers'
+}
+
+// stranger is one connection of a peer that is not on the roster.
+type stranger struct {
+	timer *time.Timer
+	since time.Time
+	from  string // the address it comes from, or the relay
+	out   bool   // to make room for another
+}
+
+// most is how long a stranger's connection may still stay at the most. One that we dialled ourselves,
+// to join, is ours to end.
+func (s *stranger) most(c network.Conn) time.Duration {
+	if c.Stat().Direction != network.DirInbound {
+		return time.Hour
+	}
+	return time.Until(s.since.Add(strangerMost))
 }
 
 func newGuard(member func(peer.ID) bool, open map[protocol.ID]bool) *guard {
 	return &guard{
 		member:    member,
 		open:      open,
-		strangers: make(map[network.Conn]*time.Timer),
+		strangers: make(map[network.Conn]*stranger),
 		welcome:   make(map[peer.ID]time.Time),
+		streams:   make(map[peer.ID]int),
 	}
 }
 
@@ -58,13 +93,20 @@ func (g *guard) mayServe(p peer.ID, proto protocol.ID) bool {
 // serve is the swarm's stream handler.
 func (g *guard) serve(mux protocol.Switch) network.StreamHandler {
 	return func(s network.Stream) {
+		p := s.Conn().RemotePeer()
+		leave, ok := g.enter(p)
+		if !ok {
+			s.ResetWithError(network.StreamResourceLimitExceeded)
+			return
+		}
+		defer leave()
 		s.SetDeadline(time.Now().Add(negotiateWithin))
 		proto, handle, err := mux.Negotiate(s)
 		if err != nil {
 			s.ResetWithError(network.StreamProtocolNegotiationFailed)
 			return
 		}
-		if !g.mayServe(s.Conn().RemotePeer(), proto) {
+		if !g.mayServe(p, proto) {
 			s.ResetWithError(network.StreamGated)
 			return
 		}
@@ -73,14 +115,44 @@ func (g *guard) serve(mux protocol.Switch) network.StreamHandler {
 			s.ResetWithError(network.StreamResourceLimitExceeded)
 			return
 		}
+		if proto == identify.ID && !g.member(p) {
+			s = &discreet{Stream: s}
+		}
 		handle(proto, s)
 	}
 }
 
+// enter takes a place for a stream of p.
+func (g *guard) enter(p peer.ID) (leave func(), ok bool) {
+	member := g.member(p)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	most := maxMemberStreams
+	if !member {
+		most = maxStrangerStreams
+	}
+	if g.streams[p] >= most || !member && g.theirs >= maxStrangersStreams {
+		return nil, false
+	}
+	g.streams[p]++
+	if !member {
+		g.theirs++
+	}
+	return func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if g.streams[p]--; g.streams[p] == 0 {
+			delete(g.streams, p)
+		}
+		if !member {
+			g.theirs--
+		}
+	}, true
+}
+
 // connected starts the clock of a stranger's connection.
 func (g *guard) connected(c network.Conn) {
-	p := c.RemotePeer()
-	if g.member(p) {
+	if g.member(c.RemotePeer()) {
 		return
 	}
 	g.mu.Lock()
@@ -88,14 +160,53 @@ func (g *guard) connected(c network.Conn) {
 	if g.closed || c.IsClosed() {
 		return
 	}
-	g.strangers[c] = time.AfterFunc(strangerLife, func() { g.expire(c) })
+	s := &stranger{since: time.Now(), from: originOf(c.RemoteMultiaddr())}
+	if out, full := g.crowdedLocked(s.from); full {
+		if out == nil {
+			out = s
+		}
+		out.out = true
+		if out != s {
+			out.timer.Reset(0)
+		}
+	}
+	life := strangerLife
+	if s.out {
+		life = 0
+	}
+	g.strangers[c] = s
+	s.timer = time.AfterFunc(life, func() { g.expire(c) })
+}
+
+// crowdedLocked: are there as many strangers as may be, and which one makes room for another from that
+// address? Nobody does who is welcome.
+func (g *guard) crowdedLocked(from string) (out *stranger, full bool) {
+	here := 0
+	for _, s := range g.strangers {
+		if s.from == from {
+			here++
+		}
+	}
+	crowd := here >= maxStrangersHost
+	if !crowd && len(g.strangers) < maxStrangers {
+		return nil, false
+	}
+	for c, s := range g.strangers {
+		if s.out || crowd && s.from != from || time.Now().Before(g.welcome[c.RemotePeer()]) {
+			continue
+		}
+		if out == nil || s.since.Before(out.since) {
+			out = s
+		}
+	}
+	return out, true
 }
 
 func (g *guard) disconnected(c network.Conn) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if t := g.strangers[c]; t != nil {
-		t.Stop()
+	if s := g.strangers[c]; s != nil {
+		s.timer.Stop()
 		delete(g.strangers, c)
 	}
 }
@@ -105,13 +216,14 @@ func (g *guard) expire(c network.Conn) {
 	p := c.RemotePeer()
 	member := g.member(p)
 	g.mu.Lock()
-	t := g.strangers[c]
-	if g.closed || t == nil {
+	s := g.strangers[c]
+	if g.closed || s == nil {
 		g.mu.Unlock()
 		return
 	}
-	if left := time.Until(g.welcome[p]); left > 0 && !member {
-		t.Reset(left)
+	left := min(time.Until(g.welcome[p]), s.most(c))
+	if left > 0 && !member && !s.out {
+		s.timer.Reset(left)
 		g.mu.Unlock()
 		return
 	}
@@ -138,9 +250,9 @@ func (g *guard) allow(p peer.ID, d time.Duration) (release func()) {
 			return // someone else allowed it longer
 		}
 		delete(g.welcome, p)
-		for c, t := range g.strangers {
-			if c.RemotePeer() == p {
-				t.Reset(strangerLife)
+		for c, s := range g.strangers {
+			if c.RemotePeer() == p && !s.out {
+				s.timer.Reset(min(strangerLife, s.most(c)))
 			}
 		}
 	}
@@ -174,7 +286,7 @@ func (g *guard) close() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.closed = true
-	for _, t := range g.strangers {
-		t.Stop()
+	for _, s := range g.strangers {
+		s.timer.Stop()
 	}
 }

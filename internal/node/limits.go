@@ -16,8 +16,15 @@ const (
 	// maxConns is how many connections, strangers' included, are open at once; beyond it new ones are
 	// refused before their handshake. A relay for some thousand peers, each with QUIC and TCP, fits.
 	maxConns = 16384
-	// maxHandshakes is how many of them may still be proving who they are: what a stranger can fill.
-	maxHandshakes = 1024
+	// maxConnsAddr is how many may come from one IPv4 address or IPv6 network of 56 bits: a large site
+	// behind one address, or all that one relay carries.
+	maxConnsAddr = 4096
+	// maxHandshakes is how many of them may still be proving who they are: what a stranger can fill. More
+	// than one address may have, so that slow handshakes from one keep nobody else out.
+	maxHandshakes = maxConnsAddr + maxConnsAddr/2
+	// spareDescriptors is the part of the process's descriptors, one in so many, that connections never
+	// take: sessions' sockets, files and the control socket need theirs.
+	spareDescriptors = 4
 
 	// Above highPeers or highPeersRelay connections the connection manager closes unprotected ones
 	// until three quarters are left. Peers in use and relays are protected.
@@ -42,11 +49,15 @@ func newLimits() (network.ResourceManager, error) {
 	var limits rcmgr.PartialLimitConfig
 	limits.System = rcmgr.ResourceLimits{Conns: maxConns, ConnsInbound: maxConns, ConnsOutbound: maxConns}
 	limits.Transient = rcmgr.ResourceLimits{Conns: maxHandshakes, ConnsInbound: maxHandshakes, ConnsOutbound: maxHandshakes}
-	perIP := []rcmgr.ConnLimitPerSubnet{{PrefixLength: 0, ConnCount: maxConns}}
+	if n := descriptors(); n > 0 {
+		limits.System.FD = rcmgr.LimitVal(max(1, n-n/spareDescriptors))
+	}
+	perIP4 := []rcmgr.ConnLimitPerSubnet{{PrefixLength: 32, ConnCount: maxConnsAddr}}
+	perIP6 := []rcmgr.ConnLimitPerSubnet{{PrefixLength: 56, ConnCount: maxConnsAddr}}
 	return rcmgr.NewResourceManager(
 		rcmgr.NewFixedLimiter(limits.Build(rcmgr.InfiniteLimits)),
 		// Infinite limits alone do not lift these two (go-libp2p #3431).
-		rcmgr.WithLimitPerSubnet(perIP, perIP),
+		rcmgr.WithLimitPerSubnet(perIP4, perIP6),
 		rcmgr.WithConnRateLimiters(&rate.Limiter{}),
 		rcmgr.WithMetricsDisabled(),
 	)
