@@ -23,8 +23,9 @@ import (
 //     one, "fwd: hint: …" with the very command that mends it.
 //   - A stage of the way is one line that is rewritten where stderr is a terminal,
 //     and a line each where it is not.
-//   - Colour only marks the word "error", only on a terminal, and not with
-//     NO_COLOR. Nothing asks a question unless stdin and stderr are terminals.
+//   - Colour marks the word "error" and, in status, what is well and what is not;
+//     only on a terminal, and not with NO_COLOR; it says nothing that the words do
+//     not. Nothing asks a question unless stdin and stderr are terminals.
 
 // An output is where a run prints. Its methods may be called from any goroutine.
 type output struct {
@@ -33,6 +34,8 @@ type output struct {
 	rewrite        bool // stderr is a terminal that can
 	colour         bool
 	answersThere   bool // stdout is a terminal too
+	answers        painter
+	terminal       int // stdout's descriptor
 
 	mu       sync.Mutex
 	progress string // the line that is on the terminal now
@@ -41,12 +44,15 @@ type output struct {
 
 func newOutput(stdout, stderr *os.File) *output {
 	tty := term.IsTerminal(int(stderr.Fd())) && os.Getenv("TERM") != "dumb"
+	there := term.IsTerminal(int(stdout.Fd())) && os.Getenv("TERM") != "dumb"
 	return &output{
 		stdout:       stdout,
 		stderr:       stderr,
 		rewrite:      tty,
 		colour:       tty && os.Getenv("NO_COLOR") == "",
-		answersThere: term.IsTerminal(int(stdout.Fd())),
+		answersThere: there,
+		answers:      painter(there && os.Getenv("NO_COLOR") == ""),
+		terminal:     int(stdout.Fd()),
 	}
 }
 
@@ -117,6 +123,22 @@ func (o *output) endProgress() {
 		fmt.Fprintln(o.stderr)
 	}
 	o.progress = ""
+}
+
+// raw prints part of an answer as it is.
+func (o *output) raw(s string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.writeLocked(s)
+}
+
+// size is the terminal's, in columns and rows; where it does not tell, a customary one.
+func (o *output) size() (columns, rows int) {
+	columns, rows, err := term.GetSize(o.terminal)
+	if err != nil || columns <= 0 || rows <= 0 {
+		return 80, 24
+	}
+	return columns, rows
 }
 
 func (o *output) clearLocked() {

@@ -2,10 +2,10 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -19,84 +19,185 @@ func newStatus(a *app) *cobra.Command {
 		GroupID: groupForward,
 		Short:   "show what this machine is doing, and by which paths",
 		Long: `Show this machine's network, relays, services, forwards and open connections, each
-with the path it goes by and, if that is a relay, why.`,
+with the path it goes by and, if that is a relay, why. ↑ is sent from here, ↓ received.`,
 		Example:     "fwd status --watch\nfwd status --json | jq '.forwards[].path'",
 		Annotations: map[string]string{partExits: "8"},
 		Args:        noArgs,
 	}
 	cmd.Flags().BoolVarP(&req.Watch, "watch", "w", false, "again each second until ended")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		view := &screen{out: a.out}
 		return a.askRunning(cmd.Context(), req, listed(a, "status", func(s daemon.Status) {
-			text := statusText(&s)
-			if req.Watch && a.out.answersThere {
-				text = "\x1b[H\x1b[2J" + text // the screen anew
-			} else if req.Watch {
-				text += "\n"
+			text := a.out.answers.status(&s, req.Watch)
+			switch {
+			case req.Watch && a.out.answersThere:
+				view.draw(text)
+			case req.Watch:
+				a.out.answer("%s", text) // an empty line between snapshots
+			default:
+				a.out.answer("%s", strings.TrimSuffix(text, "\n"))
 			}
-			a.out.answer("%s", strings.TrimSuffix(text, "\n"))
 		}))
 	}
 	return cmd
 }
 
-// statusText is the snapshot for a person.
-func statusText(s *daemon.Status) string {
+// A screen redraws a text in place: it goes up over what it drew before, so that
+// what stood above stays, and the last snapshot stays too.
+type screen struct {
+	out   *output
+	lines int // drawn last
+}
+
+func (v *screen) draw(text string) {
+	columns, rows := v.out.size()
+	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
+	if len(lines) > rows-1 { // what scrolls off cannot be redrawn
+		lines = append(lines[:max(0, rows-2)], fmt.Sprintf("… %d more lines: fwd status", len(lines)-rows+2))
+	}
+	var b strings.Builder
+	if v.lines > 0 {
+		fmt.Fprintf(&b, "\x1b[%dA", v.lines)
+	}
+	for _, line := range lines {
+		b.WriteString("\r" + cut(line, columns) + "\x1b[K\n")
+	}
+	b.WriteString("\x1b[J")
+	v.out.raw(b.String())
+	v.lines = len(lines)
+}
+
+// status is the snapshot for a person. watched: with the throughput of the last minute.
+func (p painter) status(s *daemon.Status, watched bool) string {
 	var b strings.Builder
 	if n := s.Network; n != nil {
-		fmt.Fprintf(&b, "%s, %s of network %q (epoch %d), fwd %s\n", s.Name, n.Role, n.Name, n.Epoch, s.Version)
+		fmt.Fprintf(&b, "%s, %s of network %q (epoch %d), fwd %s\n", p.paint(strong, s.Name), n.Role, n.Name, n.Epoch, s.Version)
 	} else {
 		fmt.Fprintf(&b, "in no network yet, fwd %s\n", s.Version)
 	}
-	fmt.Fprintf(&b, "peer %s\n", s.Peer)
-	fmt.Fprintf(&b, "nat  %s\n", natWords(s.NAT))
+	fmt.Fprintf(&b, "%s %s\n", p.paint(faint, "peer   "), s.Peer)
+	fmt.Fprintf(&b, "%s %s\n", p.paint(faint, "nat    "), natWords(s.NAT))
+	if t := s.Traffic; watched || t.Sent+t.Received > 0 {
+		fmt.Fprintf(&b, "%s %s sent, %s received", p.paint(faint, "traffic"), bytesWord(t.Sent), bytesWord(t.Received))
+		if now := rateWords(t.Rate); now != "" {
+			fmt.Fprintf(&b, "; now %s", now)
+		}
+		b.WriteString("\n")
+	}
+	if watched {
+		p.throughput(&b, s.Traffic.Recent)
+	}
 
-	var rows [][]string
+	var rows [][]cell
 	for _, r := range s.Relays {
-		rows = append(rows, []string{r.Name, relayState(r), rtt(r.RTT)})
+		word, look := relayState(r)
+		rows = append(rows, []cell{{r.Name, plain}, {word, look}, {rtt(r.RTT), plain}})
 	}
-	section(&b, "relays", rows)
+	p.section(&b, "relays", rows)
 	if r := s.Relaying; r != nil {
-		section(&b, "relaying", [][]string{
-			{count(r.Reservations, "reservation"), count(r.Circuits, "circuit"), strings.Join(uniqueHostPorts(r.Addrs), " ")}})
+		p.section(&b, "relaying", [][]cell{{
+			{count(r.Reservations, "reservation"), plain}, {count(r.Circuits, "circuit"), plain},
+			{bytesWord(r.Bytes) + " relayed", plain}, {strings.Join(uniqueHostPorts(r.Addrs), " "), faint}}})
 	}
+	rows = nil
+	for _, w := range s.Paths {
+		rows = append(rows, pathCells(w))
+	}
+	p.section(&b, "paths", rows)
 	rows = nil
 	for _, v := range s.Services {
-		rows = append(rows, []string{v.Name, v.Target, "for " + strings.Join(v.Allow, ","), count(v.Sessions, "connection")})
+		rows = append(rows, []cell{{v.Name, strong}, {v.Target, plain}, {"for " + strings.Join(v.Allow, ","), faint},
+			{count(v.Sessions, "connection"), plain}, {rateWords(v.Rate), good}})
 	}
-	section(&b, "services", rows)
+	p.section(&b, "services", rows)
 	rows = nil
 	for _, f := range s.Forwards {
-		way := pathWords(f.Path)
-		if way == "" {
-			way = "no path now"
-		} else if f.Path.Reason != "" {
-			way += " (" + f.Path.Reason + ")"
-		}
 		local := f.Local
 		if local == "" {
 			local = "-"
 		}
-		rows = append(rows, []string{local, f.Service, count(f.Sessions, "connection"), way})
+		rows = append(rows, []cell{{local, plain}, {f.Service, strong}, {"on " + f.Machine, faint}, {count(f.Sessions, "connection"), plain},
+			{pathWords(f.Path), pathStyle(f.Path)}, {rateWords(f.Rate), good}})
 	}
-	section(&b, "forwards", rows)
+	p.section(&b, "forwards", rows)
 	rows = nil
 	for _, v := range s.Sessions {
-		state := v.State
+		state, look := v.State, pathStyle(&daemon.Path{Kind: v.Path})
 		if v.Path != "" {
 			state += " " + v.Path
+		} else {
+			look = bad
 		}
-		rows = append(rows, []string{short(v.ID), v.Role, v.Service, state, bytesWord(v.Sent) + " sent", bytesWord(v.Received) + " received",
-			count(v.Migrations, "migration"), waits(v)})
+		rows = append(rows, []cell{{short(v.ID), faint}, {v.Role, plain}, {v.Service, strong}, {v.Machine, plain}, {state, look},
+			{bytesWord(v.Sent) + " sent", plain}, {bytesWord(v.Received) + " received", plain},
+			{count(v.Migrations, "migration"), faint}, {waits(v), fair}})
 	}
-	section(&b, "connections", rows)
+	p.section(&b, "connections", rows)
 	rows = nil
 	for _, w := range s.Wishes {
 		if w.State != "up" {
-			rows = append(rows, []string{w.Wish, w.State, w.Error})
+			rows = append(rows, []cell{{w.Wish, plain}, {w.State, fair}, {w.Error, plain}})
 		}
 	}
-	section(&b, "not there yet", rows)
+	p.section(&b, "not there yet", rows)
 	return b.String()
+}
+
+// pathCells is one line of paths: to whom, how, how fast, and why not directly.
+func pathCells(w daemon.PathStatus) []cell {
+	if w.Path == nil {
+		return []cell{{w.Machine, strong}, {"no path now", bad}}
+	}
+	way, reason := *w.Path, w.Path.Reason
+	way.RTT = 0
+	return []cell{{w.Machine, strong}, {pathWords(&way), pathStyle(w.Path)}, {rtt(w.Path.RTT), plain},
+		{rateWords(w.Rate), good}, {reason, faint}}
+}
+
+func pathStyle(p *daemon.Path) style {
+	switch {
+	case p == nil:
+		return bad
+	case p.Kind == "relay":
+		return fair
+	case p.Kind == "direct":
+		return good
+	}
+	return plain
+}
+
+// throughput draws the last minute, a column a second, each direction by itself.
+func (p painter) throughput(b *strings.Builder, seconds []daemon.Rate) {
+	var up, down []int64
+	for range 60 - min(60, len(seconds)) {
+		up, down = append(up, 0), append(down, 0)
+	}
+	for _, r := range seconds {
+		up, down = append(up, r.Sent), append(down, r.Received)
+	}
+	for _, d := range []struct {
+		word   string
+		values []int64
+	}{{"sent", up}, {"received", down}} {
+		most := slices.Max(d.values)
+		peak := ""
+		if most > 0 {
+			peak = "at most " + bytesWord(most) + "/s"
+		}
+		fmt.Fprintln(b, strings.TrimRight(fmt.Sprintf("  %-8s %s %s", d.word, p.paint(good, sparkline(d.values)), p.paint(faint, peak)), " "))
+	}
+}
+
+// rateWords: "↑ 1.2 MiB/s ↓ 40 KiB/s" as seen from here; nothing where nothing moves.
+func rateWords(r daemon.Rate) string {
+	var parts []string
+	if r.Sent > 0 {
+		parts = append(parts, "↑ "+bytesWord(r.Sent)+"/s")
+	}
+	if r.Received > 0 {
+		parts = append(parts, "↓ "+bytesWord(r.Received)+"/s")
+	}
+	return strings.Join(parts, " ")
 }
 
 // waits is what a detached connection waits for, and how long it will.
@@ -105,27 +206,6 @@ func waits(s daemon.Session) string {
 		return ""
 	}
 	return "waits for " + s.WaitsFor + ", until " + s.HeldTill.Local().Format("Jan 2 15:04")
-}
-
-// section prints aligned rows under a title, or nothing.
-func section(b *strings.Builder, title string, rows [][]string) {
-	if len(rows) == 0 {
-		return
-	}
-	width := make([]int, len(rows[0]))
-	for _, r := range rows {
-		for i, cell := range r {
-			width[i] = max(width[i], utf8.RuneCountInString(cell))
-		}
-	}
-	fmt.Fprintf(b, "\n%s\n", title)
-	for _, r := range rows {
-		line := " "
-		for i, cell := range r {
-			line += fmt.Sprintf(" %-*s ", width[i], cell)
-		}
-		fmt.Fprintln(b, strings.TrimRight(line, " "))
-	}
 }
 
 func natWords(n daemon.NATStatus) string {
@@ -146,14 +226,14 @@ func natWords(n daemon.NATStatus) string {
 	return strings.Join(parts, ", ")
 }
 
-func relayState(r daemon.RelayStatus) string {
+func relayState(r daemon.RelayStatus) (string, style) {
 	switch {
 	case !r.Connected:
-		return "not reached"
+		return "not reached", bad
 	case !r.Reserved:
-		return "connected, no reservation"
+		return "connected, no reservation", fair
 	}
-	return "connected, reserved"
+	return "connected, reserved", good
 }
 
 func rtt(ms float64) string {

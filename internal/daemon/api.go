@@ -214,6 +214,8 @@ type Status struct {
 	Sessions []Session       `json:"sessions"`
 	Wishes   []WishStatus    `json:"wishes"`             // what the daemon keeps up by itself (fwd up)
 	Relaying *RelayingStatus `json:"relaying,omitempty"` // this machine is a relay
+	Paths    []PathStatus    `json:"paths"`              // to the peers that sessions and forwards are with
+	Traffic  TrafficStatus   `json:"traffic"`
 }
 
 type NetworkStatus struct {
@@ -250,6 +252,7 @@ type ServiceStatus struct {
 	Allow    []string `json:"allow"`
 	Sessions int      `json:"sessions"`
 	From     string   `json:"from"` // command, kept, config
+	Rate     Rate     `json:"rate"`
 }
 
 type ForwardStatus struct {
@@ -259,12 +262,15 @@ type ForwardStatus struct {
 	Sessions int    `json:"sessions"`
 	From     string `json:"from"` // command, kept, config
 	Path     *Path  `json:"path"`
+	Machine  string `json:"machine"`
+	Rate     Rate   `json:"rate"`
 }
 
 // Session is one forwarded connection, seen from either end.
 type Session struct {
 	ID         string    `json:"id"`
 	Service    string    `json:"service"`
+	Machine    string    `json:"machine"`
 	Peer       string    `json:"peer"`
 	Role       string    `json:"role"`  // entry, exit
 	State      string    `json:"state"` // open, detached, closed
@@ -283,6 +289,7 @@ type RelayingStatus struct {
 	Addrs        []string `json:"addrs"`
 	Reservations int      `json:"reservations"`
 	Circuits     int      `json:"circuits"`
+	Bytes        int64    `json:"bytes"` // relayed since the start, each byte once
 }
 
 // LsEntry is one service that this machine may use.

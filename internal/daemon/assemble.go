@@ -174,6 +174,7 @@ func (d *Daemon) rooms(ctx context.Context, g *errgroup.Group) {
 	serve("paths", d.followPaths)
 	serve("meetings", d.followMeetings)
 	serve("heartbeats", d.heartbeats)
+	serve("traffic", d.followTraffic)
 	if d.relay != nil {
 		serve("relay", d.relay.Serve)
 		serve("relay usage", d.followRelayUsage)

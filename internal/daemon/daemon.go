@@ -60,6 +60,7 @@ type Daemon struct {
 	level    *slog.LevelVar
 	met      chan peer.ID // peers whose roster is to be compared
 	finish   context.CancelCauseFunc
+	traffic  traffic
 
 	joins, rosters *lobby       // what strangers ask, and how often
 	proofs         atomic.Int64 // rosters of strangers being read

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
 
@@ -35,7 +36,8 @@ func (d *Daemon) statusReport(ctx context.Context, req StatusRequest, emit func(
 // status is one snapshot. Its lists are never null: scripts loop over them.
 func (d *Daemon) status() Status {
 	s := Status{V: 1, Peer: d.self.String(), Version: Version(), PID: os.Getpid(),
-		Relays: []RelayStatus{}, Services: []ServiceStatus{}, Forwards: []ForwardStatus{}, Sessions: []Session{}, Wishes: d.up.status()}
+		Relays: []RelayStatus{}, Services: []ServiceStatus{}, Forwards: []ForwardStatus{}, Sessions: []Session{}, Wishes: d.up.status(),
+		Traffic: d.traffic.status(recent)}
 	if roster := d.book.Current(); roster != nil {
 		e, _ := roster.Entry(d.self)
 		s.Name = e.Name
@@ -50,10 +52,12 @@ func (d *Daemon) status() Status {
 	}
 
 	sessionsOf := map[string]int{} // by role, peer and service
+	inUse := map[peer.ID]bool{}
 	for _, info := range d.sessions.Sessions() {
+		inUse[info.Peer] = true
 		sessionsOf[info.Role+string(info.Peer)+info.Service]++
 		sessionsOf[info.Role+info.Service]++
-		row := Session{ID: info.ID, Service: info.Service, Peer: info.Peer.String(), Role: info.Role, State: info.State,
+		row := Session{ID: info.ID, Service: info.Service, Machine: d.nameOf(info.Peer), Peer: info.Peer.String(), Role: info.Role, State: info.State,
 			Sent: info.Sent, Received: info.Received, Migrations: info.Migrations, Opened: info.Opened}
 		if path, ok := d.node.PathBy(info.Peer, d.pathKind(info.Peer)); ok && info.State == "open" {
 			row.Path = path.Kind
@@ -64,7 +68,7 @@ func (d *Daemon) status() Status {
 	d.mu.Lock()
 	for _, svc := range d.services {
 		s.Services = append(s.Services, ServiceStatus{Name: svc.name, Target: svc.target.String(), Allow: svc.words,
-			Sessions: sessionsOf["exit"+svc.name], From: svc.from})
+			Sessions: sessionsOf["exit"+svc.name], From: svc.from, Rate: d.traffic.rate("", svc.name, "exit")})
 	}
 	forwards := make([]*forwarding, 0, len(d.forwards))
 	for f := range d.forwards {
@@ -72,18 +76,36 @@ func (d *Daemon) status() Status {
 	}
 	d.mu.Unlock()
 	for _, f := range forwards {
-		row := ForwardStatus{Service: f.word, Peer: f.peer.String(), Local: f.local, Sessions: sessionsOf["entry"+string(f.peer)+f.service], From: f.from}
+		inUse[f.peer] = true
+		row := ForwardStatus{Service: f.word, Machine: d.nameOf(f.peer), Peer: f.peer.String(), Local: f.local,
+			Sessions: sessionsOf["entry"+string(f.peer)+f.service], From: f.from, Rate: d.traffic.rate(f.peer, f.service, "entry")}
 		if path, ok := d.node.PathBy(f.peer, d.kindWanted(f)); ok {
 			row.Path = d.pathOf(path)
 		}
 		s.Forwards = append(s.Forwards, row)
 	}
+	s.Paths = d.pathsTo(inUse)
 	slices.SortFunc(s.Services, func(a, b ServiceStatus) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(s.Forwards, func(a, b ForwardStatus) int { return cmp.Compare(a.Local, b.Local) })
 	if d.relay != nil {
-		s.Relaying = &RelayingStatus{Addrs: words(d.node.ReachableAddrs()), Reservations: d.relay.Stats().Reservations, Circuits: d.relay.Stats().Circuits}
+		stats := d.relay.Stats()
+		s.Relaying = &RelayingStatus{Addrs: words(d.node.ReachableAddrs()), Reservations: stats.Reservations, Circuits: stats.Circuits, Bytes: stats.Bytes}
 	}
 	return s
+}
+
+// pathsTo is how each of these peers is reached, by name.
+func (d *Daemon) pathsTo(peers map[peer.ID]bool) []PathStatus {
+	list := []PathStatus{}
+	for p := range peers {
+		row := PathStatus{Peer: p.String(), Machine: d.nameOf(p), Rate: d.traffic.rate(p, "", "")}
+		if path, ok := d.node.PathBy(p, d.pathKind(p)); ok {
+			row.Path = d.pathOf(path)
+		}
+		list = append(list, row)
+	}
+	slices.SortFunc(list, func(a, b PathStatus) int { return cmp.Compare(a.Machine, b.Machine) })
+	return list
 }
 
 // pathOf is a path as people and scripts are told it.
