@@ -191,7 +191,7 @@ func (f *Failure) Error() string { return f.What }
 // Path is how a peer is reached now.
 type Path struct {
 	Kind      string    `json:"kind"`      // direct, relay
-	Transport string    `json:"transport"` // quic-v1, tcp
+	Transport string    `json:"transport"` // quic-v1, tcp, wss
 	Remote    string    `json:"remote"`    // multiaddr
 	Relay     string    `json:"relay"`     // the relay's name, or its peer ID
 	RTT       float64   `json:"rtt_ms"`
