@@ -8,8 +8,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io/fs"
-	"path/filepath"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
@@ -139,12 +137,6 @@ func restore(dir string, book *Book, blob []byte, passphrase string, self peer.I
 	if err != nil {
 		return nil, err
 	}
-	switch there, err := LoadKey(filepath.Join(dir, networkKeyFile)); {
-	case err == nil && !there.Equals(key):
-		return nil, fmt.Errorf("%s belongs to another network: %w", filepath.Join(dir, networkKeyFile), fs.ErrExist)
-	case err != nil && !errors.Is(err, fs.ErrNotExist):
-		return nil, err
-	}
 	if cur := book.Current(); cur != nil {
 		if cur.Network != base.Network {
 			return nil, fmt.Errorf("%w: %s", ErrJoined, cur.Name)
@@ -153,16 +145,7 @@ func restore(dir string, book *Book, blob []byte, passphrase string, self peer.I
 			base = cur
 		}
 	}
-	next := base.clone()
-	next.Term, next.Epoch, next.Owner, next.Issued = base.Term+1, base.Epoch+1, self, now
-	next.ensure(self, base.Roster)
-	s, err := Seal(next, key)
-	if err != nil {
-		return nil, err
-	}
-	l = l.exhaust()
-	l.base = base.Envelope
-	return found(dir, book, self, key, l, s)
+	return nextTerm(dir, book, key, base, l, self, now)
 }
 
 func parseBackup(plain []byte) (crypto.PrivKey, *Sealed, ledger, error) {

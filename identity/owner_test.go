@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
 )
 
 func TestFoundedNetworkIsThereAfterARestart(t *testing.T) {
@@ -324,5 +326,65 @@ func TestExpiredEntriesAreDroppedAfterAMonth(t *testing.T) {
 	must(t, err)
 	if on() {
 		t.Fatal("still listed")
+	}
+}
+
+func TestMovedNetworkHasOneOwnerAndInvitesOfTheOldEnd(t *testing.T) {
+	n := newNetwork(t)
+	a := n.join(t, "a", InviteOptions{})
+	guest := n.join(t, "guest", InviteOptions{Only: []Grant{{"nas", a.id}}})
+	brief := n.join(t, "brief", InviteOptions{For: time.Hour})
+	open, err := n.owner.Invite(InviteOptions{}, t0)
+	must(t, err)
+	for _, p := range []peer.ID{n.id, guest.id, brief.id} {
+		_, err := n.owner.Transfer(p, t0)
+		wantErr(t, err, ErrNotAllowed)
+	}
+	key, err := n.owner.Transfer(a.id, t0)
+	must(t, err)
+	_, err = a.book.Adopt(n.book.Current().Envelope)
+	must(t, err)
+	dir := filepath.Dir(a.book.path)
+
+	other := newNetwork(t)
+	foreign, err := other.owner.Transfer(other.join(t, "b", InviteOptions{}).id, t0)
+	must(t, err)
+	for name, c := range map[string]struct {
+		key  []byte
+		from peer.ID
+	}{
+		"another network's key": {foreign, n.id}, "not by the owner": {key, guest.id}, "by itself": {key, a.id}, "no key": {[]byte("key"), n.id},
+	} {
+		if _, err := Succeed(dir, a.book, c.key, c.from, a.id, t0); err == nil {
+			t.Fatalf("%s was taken", name)
+		}
+	}
+	next, err := Succeed(dir, a.book, key, n.id, a.id, t0)
+	must(t, err)
+	if s := a.book.Current(); s.Owner != a.id || s.Term != 2 || len(s.Entries) != 4 {
+		t.Fatalf("roster %s of owner %s with %d entries", s.number(), s.Owner, len(s.Entries))
+	}
+	must(t, n.owner.Rename(guest.id, "late", t0)) // the old owner has not heard yet
+	late := n.book.Current().Envelope
+	_, err = n.owner.Adopt(a.book.Current().Envelope, t0)
+	wantErr(t, err, ErrMoved)
+	_, err = n.owner.Update(t0, func(*Roster) error { return nil })
+	wantErr(t, err, ErrMoved)
+	_, err = next.Adopt(late, t0) // and what it still did is not lost
+	must(t, err)
+	if _, ok := a.book.Current().ByName("late"); !ok {
+		t.Fatal("what the old owner did meanwhile is lost")
+	}
+	m := newMachine(t, "late-joiner")
+	request, finish, err := open.Request(m.key, "x")
+	must(t, err)
+	reply, _ := next.Join(request, m.id, t0)
+	if _, _, err := finish(reply); err == nil {
+		t.Fatal("an invite of the old owner was good for the new one")
+	}
+	again, err := OpenOwner(dir, a.book, a.id) // after a restart too
+	must(t, err)
+	if again == nil {
+		t.Fatal("the new owner is none after a restart")
 	}
 }

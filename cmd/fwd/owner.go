@@ -15,13 +15,13 @@ func newOwner(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "owner",
 		GroupID: groupNetwork,
-		Short:   "back up and restore the network's key",
+		Short:   "back up, restore and hand over the network's key",
 		Long: `The network's key signs the roster; the machine that has it owns the network. Without
 it everything goes on, but nobody can be invited or revoked any more. So keep a backup.`,
 		Args: subcommands,
 		RunE: func(*cobra.Command, []string) error { return nil },
 	}
-	cmd.AddCommand(newOwnerExport(a), newOwnerImport(a))
+	cmd.AddCommand(newOwnerExport(a), newOwnerImport(a), newOwnerMove(a))
 	return cmd
 }
 
@@ -93,6 +93,24 @@ input. This machine then owns the network, and the one that did no longer does.`
 		return a.ask(cmd.Context(), daemon.OwnerImportRequest{Backup: []byte(text), Passphrase: passphrase}, a.tell)
 	}
 	return cmd
+}
+
+func newOwnerMove(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "move PEER",
+		Short: "hand the network's key over to another machine",
+		Long: `Hand the network's key over to a machine of this network that is running. It owns the
+network then, and this one is a member like others. Invites that are still open end.`,
+		Example: "fwd owner move nas-box",
+		Annotations: map[string]string{
+			partArgs:  "PEER\tmachine name or peer ID, as \"fwd peers\" lists it",
+			partExits: "3 4 6",
+		},
+		Args: words(1, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.ask(cmd.Context(), daemon.OwnerMoveRequest{Peer: args[0]}, a.tell)
+		},
+	}
 }
 
 // passphrase reads it from a file, the environment, or the terminal, there twice if it

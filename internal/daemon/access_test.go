@@ -178,3 +178,26 @@ func TestALaneWithoutARosterIsRefused(t *testing.T) {
 		t.Error("carried out")
 	}
 }
+
+func TestTheOwnerMovesAndThenObeysTheNewOne(t *testing.T) {
+	relay, first := newRelay(t)
+	nas, phone := newMachine(t), newMachine(t)
+	nas.must(JoinRequest{Invite: first, As: "nas-box"})
+	phone.must(JoinRequest{Invite: relay.invite(), As: "phone"})
+	_, err := nas.call(OwnerMoveRequest{Peer: "phone"})
+	wantCode(t, err, "not-owner")
+	_, err = relay.call(OwnerMoveRequest{Peer: "vps"})
+	wantCode(t, err, "usage")
+	relay.must(OwnerMoveRequest{Peer: "nas-box"})
+	if s := nas.status(); s.Network.Role != "owner" || s.Network.Term != 2 {
+		t.Errorf("the new owner is %+v", s.Network)
+	}
+	eventually(t, "the old owner is a member", func() bool { return relay.status().Network.Role != "owner" })
+	eventually(t, "the others know", func() bool { return phone.status().Network.Term == 2 })
+	third := newMachine(t)
+	third.must(JoinRequest{Invite: nas.invite(), As: "third"}) // carried by the relay to the new owner
+	relay.must(RenameRequest{Peer: "third", Name: "third-2"})  // an admin still: asks the new owner
+	nas.must(RevokeRequest{Peer: "phone"})
+	_, err = relay.call(OwnerExportRequest{Passphrase: "x"})
+	wantCode(t, err, "not-owner")
+}

@@ -123,6 +123,9 @@ type (
 		Backup     []byte `json:"backup"`
 		Passphrase string `json:"passphrase"`
 	}
+	OwnerMoveRequest struct {
+		Peer string `json:"peer"`
+	}
 	LeaveRequest struct {
 		Purge bool `json:"purge,omitempty"` // the identity key too
 	}

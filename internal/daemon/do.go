@@ -59,6 +59,8 @@ func (d *Daemon) do(ctx context.Context, req Request, emit func(Event), stream *
 		return with(req, func(r OwnerExportRequest) error { return d.ownerExport(r, emit) })
 	case "owner-import":
 		return with(req, func(r OwnerImportRequest) error { return d.ownerImport(ctx, r, emit) })
+	case "owner-move":
+		return with(req, func(r OwnerMoveRequest) error { return d.ownerMove(ctx, r, emit) })
 	case "leave":
 		return with(req, func(r LeaveRequest) error { return d.leaveNetwork(ctx, r, emit) })
 	case "stop":

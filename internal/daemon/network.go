@@ -247,6 +247,55 @@ func (d *Daemon) ownerImport(ctx context.Context, req OwnerImportRequest, emit f
 	return nil
 }
 
+// ownerMove carries out `fwd owner move`: the other machine gets the key, signs
+// the next term, and by that roster this one learns that it is the owner no more.
+func (d *Daemon) ownerMove(ctx context.Context, req OwnerMoveRequest, emit func(Event)) error {
+	owner := d.currentOwner()
+	if owner == nil {
+		return fail(ExitRefused, "not-owner", "run it on the owner: fwd peers names it", "this machine does not hold the network key")
+	}
+	p, err := d.resolvePeer(req.Peer)
+	if err != nil {
+		return err
+	}
+	name := d.nameOf(p)
+	key, err := owner.Transfer(p, d.now())
+	if errors.Is(err, identity.ErrNotAllowed) {
+		return usage("choose a member or relay that stays", "%s cannot be the owner: %v", name, err)
+	} else if err != nil {
+		return fmt.Errorf("move the network key: %w", err)
+	}
+	if err := d.node.Connect(ctx, p); err != nil {
+		return unreachable(name, err)
+	}
+	if err := d.exchange(ctx, p); err != nil { // it goes on from the newest roster
+		return unreachable(name, err)
+	}
+	err = d.ask(ctx, p, "succeed", SucceedRequest{Key: key}, func(Event) {})
+	if s := d.book.Current(); s == nil || s.Owner != p {
+		if err == nil {
+			err = errors.New("it did not show the roster that says so")
+		}
+		return fail(ExitFailed, "not-moved", "if it took the key after all, both find out when they meet", "%s did not take over: %v", name, err)
+	}
+	emit(Event{Event: "result", Message: fmt.Sprintf("%s owns %q now; invites still open have ended; the key kept aside here is in %s: delete it when you need it no more",
+		name, d.book.Current().Name, d.home.file("network-"+string(d.networkID())+".key")), Peer: p.String(), Machine: name})
+	return nil
+}
+
+// succeed is the other machine's half.
+func (d *Daemon) succeed(from peer.ID, req SucceedRequest) error {
+	owner, err := identity.Succeed(d.home.State, d.book, req.Key, from, d.self, d.now())
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	d.owner = owner
+	d.mu.Unlock()
+	d.log.Warn("this machine owns the network now", "from", d.nameOf(from), "term", d.book.Current().Term)
+	return nil
+}
+
 // leaveNetwork carries out `fwd leave`.
 func (d *Daemon) leaveNetwork(ctx context.Context, req LeaveRequest, emit func(Event)) error {
 	s := d.book.Current()
