@@ -140,33 +140,34 @@ func (n *Node) finish(p peer.ID, c *call) {
 func (n *Node) race(p peer.ID, c *call) {
 	ctx, cancel := context.WithTimeout(n.network.ctx(), attemptWithin)
 	defer cancel()
-	r := &runners{node: n, peer: p, tried: make(map[string]bool), found: make(chan struct{})}
+	r := &runners{node: n, peer: p, tried: make(map[string]bool), last: make(chan struct{})}
 	for _, relay := range n.cfg.Relays() {
 		if relay.ID != p && relay.ID != n.self {
-			r.start(ctx, circuitVia(relay.ID), func(ctx context.Context) error { return r.circuit(ctx, relay) })
+			r.start(ctx, &r.circuits, circuitVia(relay.ID), func(ctx context.Context) error { return r.circuit(ctx, relay) })
 		} else if relay.ID == p {
-			r.direct(ctx, relay.Addrs)
+			r.dial(ctx, relay.Addrs)
 		}
 	}
 	if n.cfg.Known.Get != nil {
-		r.direct(ctx, n.cfg.Known.Get(p))
+		r.dial(ctx, n.cfg.Known.Get(p))
 	}
-	r.direct(ctx, n.parts.host.Peerstore().Addrs(p))
+	r.dial(ctx, n.parts.host.Peerstore().Addrs(p))
 	if n.cfg.Find != nil {
 		found := n.cfg.Find(ctx, p)
 		for open := true; open; {
 			select {
 			case info, ok := <-found:
 				if open = ok; ok && info.ID == p {
-					r.direct(ctx, info.Addrs)
+					r.dial(ctx, info.Addrs)
 				}
 			case <-ctx.Done():
 				open = false
 			}
 		}
 	}
-	close(r.found)
-	r.wg.Wait()
+	r.direct.Wait()
+	close(r.last)
+	r.circuits.Wait()
 
 	if c.err = errors.Join(r.errs...); c.err == nil {
 		c.err = errors.New("no address known that would do")
@@ -177,18 +178,19 @@ func (n *Node) race(p peer.ID, c *call) {
 
 // runners are the dials of one race.
 type runners struct {
-	node  *Node
-	peer  peer.ID
-	wg    sync.WaitGroup
-	found chan struct{} // closed when discovery has said all it knows
+	node *Node
+	peer peer.ID
+
+	direct, circuits sync.WaitGroup
+	last             chan struct{} // closed when discovery has said all it knows and the direct dials have ended
 
 	mu    sync.Mutex
 	tried map[string]bool
 	errs  []error
 }
 
-// direct starts dialling each of addrs that was not tried yet, QUIC first.
-func (r *runners) direct(ctx context.Context, addrs []ma.Multiaddr) {
+// dial starts dialling each of addrs that was not tried yet, QUIC first.
+func (r *runners) dial(ctx context.Context, addrs []ma.Multiaddr) {
 	for _, a := range addrs {
 		if relay := relayOf(a); relay != "" {
 			// A relay outside the roster leads nowhere; one on it is being tried.
@@ -198,7 +200,7 @@ func (r *runners) direct(ctx context.Context, addrs []ma.Multiaddr) {
 		if len(a) == 0 || !isIP(a) {
 			continue
 		}
-		r.start(ctx, a, func(ctx context.Context) error {
+		r.start(ctx, &r.direct, a, func(ctx context.Context) error {
 			if !sleep(ctx, dialAfter(a)) {
 				return ctx.Err()
 			}
@@ -210,8 +212,8 @@ func (r *runners) direct(ctx context.Context, addrs []ma.Multiaddr) {
 	}
 }
 
-// circuit dials through a relay, again and again while there still is something to be found: where it
-// has just restarted the peer may be about to reserve.
+// circuit dials through a relay, again and again while other dials go on: where it has just restarted the
+// peer may be about to reserve.
 func (r *runners) circuit(ctx context.Context, relay peer.AddrInfo) error {
 	retry := backoff{first: circuitRetry, last: circuitRetry * 4, rand: rand.Float64}
 	for {
@@ -222,7 +224,7 @@ func (r *runners) circuit(ctx context.Context, relay peer.AddrInfo) error {
 		timer := time.NewTimer(retry.wait())
 		select {
 		case <-timer.C:
-		case <-r.found:
+		case <-r.last:
 			timer.Stop()
 			return err
 		case <-ctx.Done():
@@ -232,12 +234,12 @@ func (r *runners) circuit(ctx context.Context, relay peer.AddrInfo) error {
 	}
 }
 
-func (r *runners) start(ctx context.Context, a ma.Multiaddr, dial func(context.Context) error) {
+func (r *runners) start(ctx context.Context, wg *sync.WaitGroup, a ma.Multiaddr, dial func(context.Context) error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if key := string(a.Bytes()); !r.tried[key] && len(r.tried) < maxDials {
 		r.tried[key] = true
-		r.wg.Go(func() {
+		wg.Go(func() {
 			ctx, cancel := context.WithTimeout(ctx, dialWithin)
 			defer cancel()
 			if err := dial(ctx); err != nil {
@@ -294,18 +296,6 @@ func (n *Node) checkLinks(p peer.ID) (alive bool) {
 	}
 	wg.Wait()
 	return any.Load()
-}
-
-// connectRelay makes sure that there is a connection to relay.
-func (n *Node) connectRelay(ctx context.Context, relay peer.AddrInfo) error {
-	if n.paths.has(relay.ID, Direct) {
-		return nil
-	}
-	n.parts.host.Peerstore().AddAddrs(relay.ID, relay.Addrs, knownFor)
-	// After an outage the swarm would refuse to dial for up to 5 min.
-	n.parts.swarm.Backoff().Clear(relay.ID)
-	_, err := n.parts.swarm.DialPeer(network.WithForceDirectDial(ctx, "relay"), relay.ID)
-	return err
 }
 
 // ConnectStranger dials a peer outside the roster, such as an invite's contact, at its addresses. Its

@@ -130,9 +130,11 @@ func (n *Node) keep(ctx context.Context, p peer.ID) {
 			}
 		case <-tidy.C:
 			n.tidy(p)
-		case <-wake: // another network, other luck
+		case what := <-wake: // another network, other luck
 			retry.reset()
-			punched, punchAt = 0, time.Time{}
+			if what != relayBack {
+				punched, punchAt = 0, time.Time{}
+			}
 		case <-ctx.Done():
 			timer.Stop()
 			return

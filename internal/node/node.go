@@ -152,6 +152,7 @@ type Node struct {
 	network networkView
 
 	relays relayLoops
+	dials  relayDials
 
 	mu      sync.Mutex
 	served  bool
@@ -183,6 +184,7 @@ func New(cfg Config) (*Node, error) {
 	}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.network.begin(n.ctx)
+	n.dials.failed = make(map[peer.ID]int)
 	n.addrs = &addresses{announce: cfg.Announce, mapping: cfg.Mapping}
 
 	var err error

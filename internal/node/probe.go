@@ -82,8 +82,7 @@ func (ps *paths) probe(p peer.ID, l *link) {
 			answer <- ok
 			if !ok && ctx.Err() == nil {
 				// Whoever asked has seen silence on it too: that is two.
-				ps.node.log.Debug("connection fell silent, closed", "peer", p, "path", l.conn.RemoteMultiaddr())
-				l.conn.Close()
+				ps.giveUp(p, l)
 				return
 			}
 		case <-ctx.Done():
@@ -91,10 +90,18 @@ func (ps *paths) probe(p peer.ID, l *link) {
 			return
 		}
 		if missed >= misses {
-			ps.node.log.Debug("connection fell silent, closed", "peer", p, "path", l.conn.RemoteMultiaddr())
-			l.conn.Close()
+			ps.giveUp(p, l)
 			return
 		}
+	}
+}
+
+// giveUp closes a connection that does not answer.
+func (ps *paths) giveUp(p peer.ID, l *link) {
+	ps.node.log.Debug("connection fell silent, closed", "peer", p, "path", l.conn.RemoteMultiaddr())
+	l.conn.Close()
+	if l.direct() && !ps.node.relays.has(p) {
+		ps.node.doubtAddress()
 	}
 }
 

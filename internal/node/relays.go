@@ -33,8 +33,10 @@ const (
 	wantRelays = 2
 	// maxRelays is how many of a roster's relays are considered.
 	maxRelays = 16
-	// retryFirst and retryLast bound the wait between attempts at a relay.
-	retryFirst, retryLast = 200 * time.Millisecond, 5 * time.Second
+	// retryFirst and retryLast, later retryLater, bound the wait between attempts at a relay,
+	// in the first minute of an outage, when many wait, and later.
+	retryFirst, retryLast, retryLater = 200 * time.Millisecond, 2 * time.Second, 5 * time.Second
+	retryEager                        = time.Minute
 	// reserveWithin is how long one attempt may take.
 	reserveWithin = 10 * time.Second
 	// renewUnknown is when to renew if the relay's clock tells us nothing; reservations last 1 h by
@@ -124,6 +126,7 @@ func (n *Node) keepRelay(ctx context.Context, l *relayLoop, places chan struct{}
 	retry := backoff{first: retryFirst, last: retryLast, rand: rand.Float64}
 	wake, stop := n.wake.listen()
 	defer stop()
+	var lost time.Time // zero: it is not
 	for {
 		err := n.meetRelay(ctx, l.relay)
 		if err == nil {
@@ -132,6 +135,7 @@ func (n *Node) keepRelay(ctx context.Context, l *relayLoop, places chan struct{}
 			case <-ctx.Done():
 				return
 			}
+			lost = time.Time{}
 			n.setLoop(l, true, false)
 			n.parts.host.ConnManager().Protect(l.relay, "relay")
 			err = n.useRelay(ctx, l, &retry)
@@ -142,11 +146,19 @@ func (n *Node) keepRelay(ctx context.Context, l *relayLoop, places chan struct{}
 		if ctx.Err() != nil {
 			return
 		}
+		if lost.IsZero() {
+			lost = time.Now()
+		}
+		if retry.last = retryLast; time.Since(lost) > retryEager {
+			retry.last = retryLater
+		}
 		n.log.Info("relay lost", "peer", l.relay, "err", err)
 		select {
 		case <-time.After(retry.wait()):
-		case <-wake: // another network, other luck
-			retry.reset()
+		case what := <-wake:
+			if what != relayBack { // another network, other luck
+				retry.reset()
+			}
 		case <-ctx.Done():
 			return
 		}
@@ -161,7 +173,6 @@ func (n *Node) meetRelay(ctx context.Context, id peer.ID) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, reserveWithin)
 	defer cancel()
-	defer context.AfterFunc(n.network.ctx(), cancel)() // dials from an address of yesterday
 	return n.connectRelay(ctx, relay)
 }
 
@@ -340,12 +351,16 @@ func carriesCircuit(c network.Conn) bool {
 // setLoop notes how far the loop is, and announces the circuit address where that changed.
 func (n *Node) setLoop(l *relayLoop, seeking, reserved bool) {
 	n.relays.mu.Lock()
-	if reserved && !l.reserved {
+	back := reserved && !l.reserved
+	if back {
 		l.since = time.Now()
 	}
 	l.seeking, l.reserved = seeking, reserved
 	n.relays.mu.Unlock()
 	n.publishReserved()
+	if back {
+		n.wake.send(relayBack) // peers that were out of reach may not be
+	}
 }
 
 // publishReserved puts the relays that hold a reservation among our addresses.

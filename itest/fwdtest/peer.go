@@ -145,7 +145,7 @@ func (p *Peer) WaitPath(service, kind string) Path {
 func (p *Peer) command(ctx context.Context, args ...string) *lab.Cmd {
 	cmd := p.Host.Command(ctx, Binary(p.t), args...)
 	for _, v := range os.Environ() {
-		if !strings.HasPrefix(v, "FWD_") && !strings.HasPrefix(v, "XDG_") {
+		if strings.HasPrefix(v, "FWD_LOG=") || !strings.HasPrefix(v, "FWD_") && !strings.HasPrefix(v, "XDG_") {
 			cmd.Env = append(cmd.Env, v)
 		}
 	}
