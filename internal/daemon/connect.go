@@ -174,9 +174,8 @@ func (d *Daemon) resolve(ctx context.Context, word string) (string, peer.ID, err
 	roster := d.book.Current()
 	service, p, err := roster.Resolve(word)
 	if err != nil {
-		if d.freshen(ctx) {
-			roster = d.book.Current()
-			service, p, err = roster.Resolve(word)
+		if newer := d.freshen(ctx, roster); newer != nil {
+			service, p, err = newer.Resolve(word)
 		}
 	}
 	if err != nil {
@@ -196,33 +195,36 @@ func (d *Daemon) resolve(ctx context.Context, word string) (string, peer.ID, err
 // freshenWait bounds the wait for a newer roster before a name is called unknown.
 const freshenWait = 3 * time.Second
 
-// freshen compares rosters with the relays and the owner, whoever answers
-// first, and tells whether ours changed.
-func (d *Daemon) freshen(ctx context.Context) bool {
+// freshen gets a roster newer than the one that was looked at: the one that came
+// meanwhile, or one that a relay or the owner has, whoever answers first. It is
+// nil where there is none.
+func (d *Daemon) freshen(ctx context.Context, looked *identity.Sealed) *identity.Sealed {
 	ctx, cancel := context.WithTimeout(ctx, freshenWait)
 	defer cancel()
-	roster := d.book.Current()
-	ask := map[peer.ID]bool{roster.Owner: true}
-	for _, r := range roster.Relays {
+	if now := d.book.Current(); newerRoster(now, looked) {
+		return now
+	}
+	ask := map[peer.ID]bool{looked.Owner: true}
+	for _, r := range looked.Relays {
 		ask[r.Peer] = true
 	}
 	delete(ask, d.self)
-	done := make(chan bool, len(ask))
+	done := make(chan struct{}, len(ask))
 	for p := range ask {
 		go func() { // ends with ctx
-			err := d.node.Connect(ctx, p)
-			if err == nil {
-				err = d.exchange(ctx, p)
+			if d.node.Connect(ctx, p) == nil {
+				d.exchange(ctx, p)
 			}
-			done <- err == nil
+			done <- struct{}{}
 		}()
 	}
 	for range ask {
-		if <-done && d.book.Current().Envelope != nil && newerRoster(d.book.Current(), roster) {
-			return true
+		<-done
+		if now := d.book.Current(); newerRoster(now, looked) {
+			return now
 		}
 	}
-	return newerRoster(d.book.Current(), roster)
+	return nil
 }
 
 func newerRoster(a, b *identity.Sealed) bool {

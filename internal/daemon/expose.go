@@ -161,9 +161,9 @@ func (d *Daemon) parseAllow(ctx context.Context, words []string) (identity.Allow
 		return identity.Allow{}, errNoNetwork
 	}
 	list, err := identity.ParseAllow(words, s.Roster)
-	if errors.Is(err, identity.ErrUnknownName) && d.freshen(ctx) {
-		if s = d.book.Current(); s != nil {
-			list, err = identity.ParseAllow(words, s.Roster)
+	if errors.Is(err, identity.ErrUnknownName) {
+		if newer := d.freshen(ctx, s); newer != nil {
+			list, err = identity.ParseAllow(words, newer.Roster)
 		}
 	}
 	return list, err

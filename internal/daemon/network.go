@@ -149,7 +149,7 @@ func plainDuration(t time.Duration) string {
 // revoke carries out `fwd revoke`.
 func (d *Daemon) revoke(ctx context.Context, req RevokeRequest, emit func(Event)) error {
 	return d.asOwner(ctx, "revoke", req, emit, func(owner *identity.Owner) error {
-		p, err := d.resolvePeer(req.Peer)
+		p, err := d.resolvePeer(ctx, req.Peer)
 		if err != nil {
 			return err
 		}
@@ -169,7 +169,7 @@ func (d *Daemon) revoke(ctx context.Context, req RevokeRequest, emit func(Event)
 // rename carries out `fwd rename`.
 func (d *Daemon) rename(ctx context.Context, req RenameRequest, emit func(Event)) error {
 	return d.asOwner(ctx, "rename", req, emit, func(owner *identity.Owner) error {
-		p, err := d.resolvePeer(req.Peer)
+		p, err := d.resolvePeer(ctx, req.Peer)
 		if err != nil {
 			return err
 		}
@@ -184,9 +184,18 @@ func (d *Daemon) rename(ctx context.Context, req RenameRequest, emit func(Event)
 	})
 }
 
-func (d *Daemon) resolvePeer(word string) (peer.ID, error) {
+// resolvePeer finds the machine that a word means, by the newest roster.
+func (d *Daemon) resolvePeer(ctx context.Context, word string) (peer.ID, error) {
 	roster := d.book.Current()
+	if roster == nil {
+		return "", errNoNetwork
+	}
 	p, err := roster.ResolvePeer(word)
+	if err != nil {
+		if newer := d.freshen(ctx, roster); newer != nil {
+			p, err = newer.ResolvePeer(word)
+		}
+	}
 	if err != nil {
 		return "", fail(ExitUnknownName, "unknown-name", "machines are listed by: fwd peers", "no machine %q in the network %q", word, roster.Name)
 	}
@@ -229,8 +238,8 @@ func (d *Daemon) ownerImport(ctx context.Context, req OwnerImportRequest, emit f
 	if d.currentOwner() != nil {
 		return usage("", "this machine already holds the key of %q", d.book.Current().Name)
 	}
-	if d.book.Current() != nil {
-		d.freshen(ctx)
+	if s := d.book.Current(); s != nil {
+		d.freshen(ctx, s)
 	}
 	owner, err := identity.Import(d.home.State, d.book, req.Backup, req.Passphrase, d.self, d.now())
 	if errors.Is(err, identity.ErrPassphrase) {

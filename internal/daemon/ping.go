@@ -73,13 +73,7 @@ func (d *Daemon) ping(ctx context.Context, req PingRequest, emit func(Event)) er
 
 // pingTarget is the machine that the word means, by the newest roster.
 func (d *Daemon) pingTarget(ctx context.Context, word string) (peer.ID, error) {
-	if d.book.Current() == nil {
-		return "", errNoNetwork
-	}
-	p, err := d.resolvePeer(word)
-	if err != nil && d.freshen(ctx) {
-		p, err = d.resolvePeer(word)
-	}
+	p, err := d.resolvePeer(ctx, word)
 	if err != nil {
 		return "", err
 	}
