@@ -137,6 +137,11 @@ func (s *span) Set(text string) error {
 
 var errSpan = fmt.Errorf("a duration is written 30s, 10m, 2h or 7d")
 
+// metricsVar is the flag --metrics of the commands that stay in the foreground.
+func metricsVar(cmd *cobra.Command, to *string) {
+	cmd.Flags().StringVar(to, "metrics", "", "serve Prometheus metrics at `ADDR`: a port of loopback (9464), or addr:port")
+}
+
 // spanVar is a duration flag; what it means and its default stand in usage.
 func spanVar(cmd *cobra.Command, name, usage string) *span {
 	s := new(span)

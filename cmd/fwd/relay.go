@@ -43,6 +43,7 @@ fwd relay --listen 4001 --listen 443 --announce vps.example.org`,
 	cmd.Flags().StringVar(&req.Invite, "invite", "", "join the network of this `INVITE` (from fwd invite --relay) first")
 	cmd.Flags().StringVar(&req.Name, "as", "", "this machine's `NAME` in the network; default the host's")
 	cmd.Flags().BoolVar(&req.Keep, "keep", false, "\"fwd up\" and the service do it too, from now on")
+	metricsVar(cmd, &req.Metrics)
 	forget := cmd.Flags().Bool("forget", false, "take --keep back, and end")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if *forget {

@@ -35,6 +35,7 @@ FWD_INVITE=$(cat code) fwd up    # the first boot of one among many`,
 		Args: noArgs,
 	}
 	cmd.Flags().StringVarP(&req.Config, "config", "c", "", "the `FILE`; default fwd.toml in the configuration folder, if there is one")
+	metricsVar(cmd, &req.Metrics)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		req.Invite = strings.TrimSpace(os.Getenv("FWD_INVITE"))
 		os.Unsetenv("FWD_INVITE") // nothing started from here needs it

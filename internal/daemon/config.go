@@ -30,6 +30,7 @@ type config struct {
 	// Name and InviteFile are for a machine that is in no network yet.
 	Name       nameWord        `toml:"name"`
 	InviteFile string          `toml:"invite_file"` // beside fwd.toml unless the path is whole
+	Metrics    metricsWord     `toml:"metrics"`     // PORT of loopback or ADDR:PORT; default none
 	Log        logConfig       `toml:"log"`
 	Limits     limitsConfig    `toml:"limits"`
 	Relay      *relayConfig    `toml:"relay"` // nil: this machine is none
@@ -251,6 +252,7 @@ type (
 	listenWord   = word[aListen]
 	announceWord = word[anAnnounce]
 	formatWord   = word[aFormat]
+	metricsWord  = word[aMetrics]
 
 	aName      struct{}
 	aService   struct{}
@@ -260,6 +262,7 @@ type (
 	aListen    struct{}
 	anAnnounce struct{}
 	aFormat    struct{}
+	aMetrics   struct{}
 )
 
 func (aName) check(s string) error { return identity.CheckName(s) }
@@ -298,6 +301,11 @@ func (aListen) check(s string) error {
 
 func (anAnnounce) check(s string) error {
 	_, err := announceAddrs(s)
+	return err
+}
+
+func (aMetrics) check(s string) error {
+	_, err := metricsAddr(s)
 	return err
 }
 

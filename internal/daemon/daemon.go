@@ -79,11 +79,12 @@ type Daemon struct {
 
 // options tell the background daemon and the foreground one apart.
 type options struct {
-	linger time.Duration // end so long after the last wish; 0: never
-	ready  func()        // the socket answers
-	relay  *relayPlan    // nil: an ordinary peer
-	up     *up           // nil: nothing stands but what clients wish
-	first  func(ctx context.Context, d *Daemon) error
+	linger  time.Duration // end so long after the last wish; 0: never
+	ready   func()        // the socket answers
+	relay   *relayPlan    // nil: an ordinary peer
+	up      *up           // nil: nothing stands but what clients wish
+	metrics string        // where to serve them; empty: nowhere
+	first   func(ctx context.Context, d *Daemon) error
 }
 
 // errLocked: another daemon has this home.
@@ -97,8 +98,9 @@ func Run(ctx context.Context, home Home, request RelayRequest, on func(Event)) e
 		return err
 	}
 	return foreground(ctx, home, options{
-		relay: plan,
-		first: func(ctx context.Context, d *Daemon) error { return d.runRelay(ctx, plan, on) },
+		relay:   plan,
+		metrics: request.Metrics,
+		first:   func(ctx context.Context, d *Daemon) error { return d.runRelay(ctx, plan, on) },
 	})
 }
 
@@ -138,6 +140,13 @@ func run(ctx context.Context, home Home, opt options) (err error) {
 	if err != nil {
 		return err
 	}
+	scrapes, err := listenMetrics(opt.metrics)
+	if err != nil {
+		return err
+	}
+	if scrapes != nil {
+		defer scrapes.Close()
+	}
 	if err := d.assemble(opt.relay, c.Limits); err != nil {
 		return err
 	}
@@ -157,6 +166,9 @@ func run(ctx context.Context, home Home, opt options) (err error) {
 	}
 	d.rooms(ctx, g)
 	g.Go(func() error { return d.serveSocket(ctx, socket) })
+	if scrapes != nil {
+		g.Go(func() error { return d.serveMetrics(ctx, scrapes) })
+	}
 	if opt.ready != nil {
 		opt.ready()
 	}

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -78,9 +79,10 @@ func Up(ctx context.Context, home Home, request UpRequest, on func(Event)) error
 		return err
 	}
 	return foreground(ctx, home, options{
-		relay: plan,
-		up:    u,
-		first: func(ctx context.Context, d *Daemon) error { return u.serve(ctx, request.Invite, plan) },
+		relay:   plan,
+		metrics: cmp.Or(request.Metrics, u.config.Metrics.text),
+		up:      u,
+		first:   func(ctx context.Context, d *Daemon) error { return u.serve(ctx, request.Invite, plan) },
 	})
 }
 
@@ -250,7 +252,7 @@ func restartFor(old, next *config) []string {
 	for _, s := range []struct {
 		name     string
 		old, new any
-	}{{"relay", old.Relay, next.Relay}, {"limits", old.Limits, next.Limits}, {"log.format", old.Log.Format, next.Log.Format}} {
+	}{{"relay", old.Relay, next.Relay}, {"limits", old.Limits, next.Limits}, {"log.format", old.Log.Format, next.Log.Format}, {"metrics", old.Metrics, next.Metrics}} {
 		if fmt.Sprintf("%+v", deref(s.old)) != fmt.Sprintf("%+v", deref(s.new)) {
 			list = append(list, s.name)
 		}
