@@ -263,7 +263,7 @@ func (d *Daemon) ownerMove(ctx context.Context, req OwnerMoveRequest, emit func(
 	if owner == nil {
 		return fail(ExitRefused, "not-owner", "run it on the owner: fwd peers names it", "this machine does not hold the network key")
 	}
-	p, err := d.resolvePeer(req.Peer)
+	p, err := d.resolvePeer(ctx, req.Peer)
 	if err != nil {
 		return err
 	}
