@@ -13,4 +13,5 @@ const (
 	relaysDown = time.Minute
 	sleepLasts = 20 * time.Second
 	lossLasts  = 10 * time.Second
+	resetsFor  = time.Minute
 )

@@ -13,4 +13,5 @@ const (
 	relaysDown = 3 * time.Second
 	sleepLasts = 7 * time.Second // less would not be noticed as sleep
 	lossLasts  = 3 * time.Second
+	resetsFor  = 4 * time.Second
 )
