@@ -46,7 +46,7 @@ func newSessionDial(b *testing.B, sink net.Addr) func(context.Context) (Conn, er
 	lanes := newLocalListener(b)
 	admit := func(peer.ID) error { return nil }
 	here := session.New(session.Config{Self: "here", Authorize: admit,
-		Open: func(ctx context.Context, _ peer.ID, _ session.Stream) (session.Stream, error) {
+		Open: func(ctx context.Context, _ peer.ID, _ session.Want) (session.Stream, error) {
 			var d net.Dialer
 			c, err := d.DialContext(ctx, "tcp", lanes.Addr().String())
 			if err != nil {
@@ -55,7 +55,7 @@ func newSessionDial(b *testing.B, sink net.Addr) func(context.Context) (Conn, er
 			return tcpLane{c.(*net.TCPConn)}, nil
 		}})
 	there := session.New(session.Config{Self: "there", Authorize: admit,
-		Open: func(context.Context, peer.ID, session.Stream) (session.Stream, error) { return nil, net.ErrClosed }})
+		Open: func(context.Context, peer.ID, session.Want) (session.Stream, error) { return nil, net.ErrClosed }})
 	exit := &Exit{Accept: there.Accept, Lookup: func(peer.ID, string) (Target, error) { return Target{"tcp", sink.String()}, nil }}
 	serve(b, there.Serve)
 	serve(b, here.Serve)

@@ -25,9 +25,9 @@ type Stream interface {
 type Config struct {
 	// Self is this machine's peer ID.
 	Self peer.ID
-	// Open opens a lane stream to p by the best path there is now, making one if it must.
-	// avoid, if not nil, is a stream whose path has gone silent: another path is wanted.
-	Open func(ctx context.Context, p peer.ID, avoid Stream) (Stream, error)
+	// Open opens a lane stream to p by the best path there is now for what the lane wants, making one if it must.
+	// ErrStay says that the stream in use goes that way already.
+	Open func(ctx context.Context, p peer.ID, want Want) (Stream, error)
 	// Silent is told of a stream that p attached to us and that has gone silent while something was owed: p alone can
 	// attach anew, but may not have noticed. It is told once a stream, must not wait, and may be nil.
 	Silent func(p peer.ID, s Stream)
@@ -46,6 +46,13 @@ type Config struct {
 	Now func() time.Time
 	// Rand gives the random bytes of IDs and the jitter of retries. Nil: crypto/rand.
 	Rand io.Reader
+}
+
+// Want is what a lane wants of the stream that Open gives it.
+type Want struct {
+	Now    Stream // what it runs on; nil: nothing
+	Silent bool   // Now's path has gone silent: another one is wanted
+	Bulk   bool   // the lane carries a session that moves much: throughput counts, else latency does
 }
 
 // Info is one session as `fwd status` shows it.
@@ -117,6 +124,9 @@ type RefusedError struct {
 func (e *RefusedError) Error() string {
 	return fmt.Sprintf("session: service %q refused by peer: %s", e.Service, e.Code)
 }
+
+// ErrStay is Open's answer where the lane cannot do better than with the stream it has.
+var ErrStay = errors.New("session: already on the best path")
 
 // ErrReset is what a session returns that ended other than by both sides' closing: the far application
 // or the link failed. It is wrapped with the reason where there is one.

@@ -105,7 +105,7 @@ var carriers = []struct {
 
 // newBenchPair is two endpoints over n.
 func newBenchPair(b testing.TB, n carrierNet) (c, e *Endpoint) {
-	c = New(Config{Self: peerC, Open: func(ctx context.Context, _ peer.ID, _ Stream) (Stream, error) { return n.open(ctx, "/lane") },
+	c = New(Config{Self: peerC, Open: func(ctx context.Context, _ peer.ID, _ Want) (Stream, error) { return n.open(ctx, "/lane") },
 		Authorize: func(peer.ID) error { return errors.New("no") }})
 	e = New(Config{Self: peerE, Authorize: func(peer.ID) error { return nil }})
 	n.handle("/lane", func(s Stream) { e.Handle(peerC, s) })

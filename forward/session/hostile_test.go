@@ -161,7 +161,7 @@ func TestLostAnswer(t *testing.T) {
 		defer l.close()
 		c, e := l.session()
 		var lost atomic.Int64
-		l.open = func(context.Context, int, Stream) (*end, error) {
+		l.open = func(context.Context, int, Want) (*end, error) {
 			s := l.pair()
 			if n := lost.Add(1); n < 20 {
 				s.in.limit = replySize + n*2 // the check passes, the answer does not
@@ -188,7 +188,7 @@ func TestMemoryShortageDropsTheDetachedLinkAndNoOther(t *testing.T) {
 		// A link to another peer whose path goes for good, with bytes unsent.
 		other := newLab(t)
 		defer other.close()
-		l.open = func(context.Context, int, Stream) (*end, error) { return other.pair(), nil }
+		l.open = func(context.Context, int, Want) (*end, error) { return other.pair(), nil }
 		gone, err := l.c.Dial(t.Context(), "other peer", "svc")
 		if err != nil {
 			t.Fatal(err)

@@ -47,8 +47,11 @@ type lane struct {
 	mux   *yamux.Session // set before the lane is shared
 
 	bulk  atomic.Int32 // sessions that move much
+	heavy atomic.Bool  // it has sessions that move much, or had a moment ago: its path is chosen for that
 	conns atomic.Int32 // sessions
 	moved atomic.Int64 // application bytes, both ways
+
+	lightSince time.Time // heavy without bulk since; under the link's lock
 
 	queued  atomic.Int64 // bytes of sessions in yamux's queue
 	drained signal       // the queue is short again

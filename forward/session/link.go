@@ -333,12 +333,39 @@ func (k *link) becameBulk(c *Conn) {
 	}
 	k.bulk[c] = c.total()
 	c.lane.bulk.Add(1)
+	first := !c.lane.heavy.Swap(true)
 	k.mu.Unlock()
+	if first {
+		c.lane.reconsider()
+	}
 	select {
 	case k.calm <- struct{}{}:
 	default:
 	}
 	k.spare()
+}
+
+// reconsider has an entry's lane ask for another path, for it wants something else of it than before: bulk goes where
+// much gets through, the rest where it is fast.
+func (l *lane) reconsider() {
+	if l.link.role == entry {
+		l.watching.askRenew(l.link.e.now(), true)
+	}
+}
+
+// lightenLocked has a lane that has carried no bulk for calmTime go by the faster path again: not sooner, for one transfer
+// often follows another.
+func (l *lane) lightenLocked(now time.Time) {
+	switch {
+	case l.bulk.Load() > 0:
+		l.lightSince = time.Time{}
+	case l.lightSince.IsZero():
+		l.lightSince = now
+	case now.Sub(l.lightSince) >= calmTime:
+		l.lightSince = time.Time{}
+		l.heavy.Store(false)
+		l.reconsider()
+	}
 }
 
 // spare begins a lane if none is free of bulk.
@@ -383,6 +410,12 @@ func (k *link) tend() {
 					continue
 				}
 				k.bulk[c] = now
+			}
+		}
+		for _, l := range k.lanes {
+			if l != nil && l.heavy.Load() {
+				wait = calmTime
+				l.lightenLocked(k.e.now())
 			}
 		}
 		if k.role == entry && len(k.conns)+k.busy == 0 {

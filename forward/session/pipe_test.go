@@ -206,8 +206,8 @@ type lab struct {
 	dog  *time.Timer // barks after a week of virtual time: the test hangs
 
 	mu      sync.Mutex
-	streams []*end                                                       // C's ends
-	open    func(ctx context.Context, n int, avoid Stream) (*end, error) // nil: a fresh pair
+	streams []*end                                                    // C's ends
+	open    func(ctx context.Context, n int, want Want) (*end, error) // nil: a fresh pair
 	deny    error
 	lost    peer.ID // no path to this one
 	size    int
@@ -252,7 +252,7 @@ func (l *lab) authorize(peer.ID) error {
 }
 
 // Open is C's: it hands the far end to E.
-func (l *lab) Open(ctx context.Context, p peer.ID, avoid Stream) (Stream, error) {
+func (l *lab) Open(ctx context.Context, p peer.ID, want Want) (Stream, error) {
 	l.mu.Lock()
 	n, open := len(l.streams), l.open
 	if p == l.lost {
@@ -264,7 +264,7 @@ func (l *lab) Open(ctx context.Context, p peer.ID, avoid Stream) (Stream, error)
 	var a *end
 	if open != nil {
 		var err error
-		if a, err = open(ctx, n, avoid); err != nil {
+		if a, err = open(ctx, n, want); err != nil {
 			return nil, err
 		}
 	} else {

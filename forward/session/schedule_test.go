@@ -23,7 +23,7 @@ func TestCutAtEveryByte(t *testing.T) {
 						l := newLab(t)
 						defer l.close()
 						var cut *pipe
-						l.open = func(_ context.Context, n int, _ Stream) (*end, error) {
+						l.open = func(_ context.Context, n int, _ Want) (*end, error) {
 							s := l.pair()
 							switch {
 							case n == which && way == "to exit":
@@ -114,7 +114,7 @@ func schedule(t *testing.T, data []byte) error {
 		limits []int64
 		blind  int
 	}
-	l.open = func(ctx context.Context, n int, _ Stream) (*end, error) {
+	l.open = func(ctx context.Context, n int, _ Want) (*end, error) {
 		next.Lock()
 		defer next.Unlock()
 		if next.blind > 0 {

@@ -198,7 +198,7 @@ func (l *lab) block(yes bool) {
 	defer l.mu.Unlock()
 	l.open = nil
 	if yes {
-		l.open = func(context.Context, int, Stream) (*end, error) { return nil, errors.New("no path") }
+		l.open = func(context.Context, int, Want) (*end, error) { return nil, errors.New("no path") }
 	}
 }
 
@@ -292,8 +292,10 @@ func TestSilentPathIsReplacedByTwoSeconds(t *testing.T) {
 				time.Sleep(5 * time.Second)
 				old := l.last()
 				var avoided Stream
-				l.open = func(_ context.Context, n int, avoid Stream) (*end, error) {
-					avoided = avoid
+				l.open = func(_ context.Context, n int, want Want) (*end, error) {
+					if want.Silent {
+						avoided = want.Now
+					}
 					return l.pair(), nil
 				}
 				silence(old)
@@ -339,7 +341,7 @@ func TestPathThatSpeaksAgainIsKept(t *testing.T) {
 		defer l.close()
 		c, e := l.session()
 		old := l.last()
-		l.open = func(ctx context.Context, n int, avoid Stream) (*end, error) {
+		l.open = func(ctx context.Context, n int, want Want) (*end, error) {
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}
@@ -403,7 +405,7 @@ func TestRenewOntoADeadPathDoesNoHarm(t *testing.T) {
 		l := newLab(t)
 		defer l.close()
 		c, e := l.session()
-		l.open = func(context.Context, int, Stream) (*end, error) {
+		l.open = func(context.Context, int, Want) (*end, error) {
 			a, _ := streamPair(1 << 20)
 			silence(a)
 			return a, nil
@@ -496,14 +498,14 @@ func TestPeerRestartResetsAtOnce(t *testing.T) {
 		c, e := l.session()
 		other := newLab(t)
 		defer other.close()
-		l.open = func(context.Context, int, Stream) (*end, error) { return other.pair(), nil } // E anew
+		l.open = func(context.Context, int, Want) (*end, error) { return other.pair(), nil } // E anew
 		l.last().Reset()
 		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, ErrReset) {
 			t.Fatal(err)
 		}
 		third := newLab(t)
 		defer third.close()
-		third.open = func(context.Context, int, Stream) (*end, error) { return l.pair(), nil } // C anew
+		third.open = func(context.Context, int, Want) (*end, error) { return l.pair(), nil } // C anew
 		go third.c.Dial(t.Context(), peerE, "svc")
 		if _, err := e.Read(make([]byte, 1)); !errors.Is(err, ErrReset) {
 			t.Fatal(err)

@@ -190,7 +190,7 @@ func (l *lane) look() time.Duration {
 			a.renewDue = true
 			a.wakeLocked()
 			l.mu.Unlock()
-		} else if err := l.attach(a, l.avoiding(a)); err != nil {
+		} else if err := l.attach(a, w.suspected()); err != nil {
 			k.e.log.Debug("no better path", "peer", k.peer, "lane", l.index, "err", err)
 		}
 		return 0
@@ -261,7 +261,7 @@ func (l *lane) look() time.Duration {
 	if wait := w.retry.Sub(now); wait > 0 {
 		return min(wait, lookEvery)
 	}
-	if err := l.attach(a, a.s); err != nil {
+	if err := l.attach(a, true); err != nil {
 		w.fail(k, now)
 	} else {
 		w.retry, w.pause = time.Time{}, 0
@@ -277,14 +277,6 @@ func (l *lane) probeAfter(a *attachment, now time.Time) time.Duration {
 		return probeIdle
 	}
 	return min(max(probeFlow, min(2*time.Duration(a.rtt.Load()), time.Second), rest/2), probeActive)
-}
-
-// avoiding is a's stream if its path has gone silent.
-func (l *lane) avoiding(a *attachment) Stream {
-	if l.watching.suspected() {
-		return a.s
-	}
-	return nil
 }
 
 // lookDetached keeps trying to attach, at the entry, until the hold time is over.
@@ -305,7 +297,7 @@ func (l *lane) lookDetached(now, since time.Time, unacked bool) time.Duration {
 	if wait := w.retry.Sub(now); wait > 0 {
 		return min(wait, left)
 	}
-	if err := l.attach(nil, nil); err != nil {
+	if err := l.attach(nil, false); err != nil {
 		k.e.log.Debug("no path", "peer", k.peer, "lane", l.index, "err", err)
 		w.fail(k, now)
 		return 0
@@ -352,8 +344,8 @@ func later(a, b time.Time) time.Time {
 }
 
 // attach opens a stream and makes it the lane's. live, if not nil, is the attachment in use, which stays so until the new
-// one is confirmed; avoid is passed on to Open, and if it speaks again meanwhile the attempt is called off.
-func (l *lane) attach(live *attachment, avoid Stream) error {
+// one is confirmed; silent says that nothing comes on it, and if it speaks again meanwhile the attempt is called off.
+func (l *lane) attach(live *attachment, silent bool) error {
 	k, w := l.link, &l.watching
 	ctx, cancel := context.WithTimeout(k.ctx, openPatience+attachPatience)
 	defer cancel()
@@ -365,7 +357,11 @@ func (l *lane) attach(live *attachment, avoid Stream) error {
 		w.attempt = nil
 		w.mu.Unlock()
 	}()
-	if avoid != nil {
+	want := Want{Silent: silent, Bulk: l.heavy.Load()}
+	if live != nil {
+		want.Now = live.s
+	}
+	if silent {
 		stop := func() { cancel() }
 		live.search.Store(&stop)
 		defer live.search.Store(nil)
@@ -374,8 +370,11 @@ func (l *lane) attach(live *attachment, avoid Stream) error {
 		}
 	}
 	opening, opened := context.WithTimeout(ctx, openPatience)
-	s, err := k.e.cfg.Open(opening, k.peer, avoid)
+	s, err := k.e.cfg.Open(opening, k.peer, want)
 	opened()
+	if err == ErrStay && live != nil {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
