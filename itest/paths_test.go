@@ -27,12 +27,41 @@ func TestPortRestrictedHomesMeetDirectlyOverQUIC(t *testing.T) {
 	contains(t, path.Remote, w.homes[0].WAN().String())
 	w.settle(local, func(got ways) bool { return got.udp > got.relayed })
 	w.transfer(local, load)
-	if got := w.carried(); got.udp < uint64(load.Up+load.Down) || got.relayed > mib {
-		t.Errorf("the core carried %+v, want all of %d bytes by UDP between the homes", got, load.Up+load.Down)
+	if got := w.carried(); got.udp+got.tcp < uint64(load.Up+load.Down) || got.relayed > mib {
+		t.Errorf("the core carried %+v, want all of %d bytes between the homes", got, load.Up+load.Down)
 	}
 	if s := w.laptop.WaitPath("data", "direct"); s.RTT < 2*2*20 || s.RTT > 3*2*2*20 {
 		t.Errorf("RTT %v ms, the wires have 80", s.RTT)
 	}
+}
+
+// The direct path is QUIC; what moves much gets a TCP connection beside it, punched like the first, and everything else
+// stays. When TCP dies QUIC carries on.
+func TestBulkGoesByTCPBesideQUIC(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, lab.PortRestricted, lab.PortRestricted)
+	connect, local := w.connect()
+	if path := pathIs(connect, "direct"); path.Transport != "quic-v1" {
+		t.Fatalf("direct by %q, want quic-v1", path.Transport)
+	}
+	for deadline := time.Now().Add(fwdtest.Limit); ; {
+		w.lab.ForgetFlows()
+		w.transfer(local, fwdtest.Load{Up: 6 * mib, Down: 6 * mib})
+		got := w.carried()
+		if got.tcp > 8*mib {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("bulk still goes %+v", got)
+		}
+	}
+	w.lab.ForgetFlows()
+	w.transfer(local, fwdtest.Load{Up: 1000, Down: 1000})
+	if got := w.carried(); got.tcp > got.udp {
+		t.Errorf("a few bytes went %+v, not by the path", got)
+	}
+	w.homes[0].BlockTCP()
+	w.transfer(local, fwdtest.Load{Up: 6 * mib, Down: 6 * mib})
 }
 
 func TestHomesWithoutUDPMeetDirectlyOverTCP(t *testing.T) {

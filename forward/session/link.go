@@ -211,7 +211,7 @@ func less(a, b [3]int64) bool {
 	return false
 }
 
-// load is what a new session would have to share, in the order of its weight: bulk, bytes on their way, sessions.
+// load is what a new session would have to share, in the order of its weight: bulk and its path, bytes on their way, sessions.
 func (l *lane) load() ([3]int64, bool) {
 	n := int64(l.conns.Load())
 	if n >= entryShare || l.watching.suspected() {
@@ -222,7 +222,11 @@ func (l *lane) load() ([3]int64, bool) {
 	if l.cur == nil || l.err != nil {
 		return [3]int64{}, false
 	}
-	return [3]int64{int64(l.bulk.Load()), int64(l.ring.end - l.ring.acked), n}, true
+	bulk := int64(l.bulk.Load())
+	if l.heavy.Load() {
+		bulk++ // its path is not the fastest
+	}
+	return [3]int64{bulk, int64(l.ring.end - l.ring.acked), n}, true
 }
 
 func (k *link) openOn(ctx context.Context, l *lane, service string) (*Conn, error) {
@@ -380,7 +384,7 @@ func (k *link) spare() {
 			k.laneLocked(uint8(i))
 			return
 		}
-		if l.bulk.Load() == 0 && l.conns.Load() < entryShare*3/4 {
+		if !l.heavy.Load() && l.conns.Load() < entryShare*3/4 {
 			return
 		}
 	}

@@ -238,12 +238,15 @@ func (d *Daemon) rememberAddrs(p peer.ID, addrs []ma.Multiaddr) {
 }
 
 // openLane opens a lane's stream by the best path now.
-func (d *Daemon) openLane(ctx context.Context, p peer.ID, avoid session.Stream) (session.Stream, error) {
-	var silent network.Conn
-	if s, ok := avoid.(network.Stream); ok {
-		silent = s.Conn()
+func (d *Daemon) openLane(ctx context.Context, p peer.ID, want session.Want) (session.Stream, error) {
+	wish := node.Wish{Kind: d.pathKind(p), Silent: want.Silent, Bulk: want.Bulk}
+	if s, ok := want.Now.(network.Stream); ok {
+		wish.Now = s.Conn()
 	}
-	s, err := d.node.Open(ctx, p, laneProtocol, silent, d.pathKind(p))
+	s, err := d.node.OpenFor(ctx, p, laneProtocol, wish)
+	if errors.Is(err, node.ErrStay) {
+		return nil, session.ErrStay
+	}
 	if err != nil {
 		return nil, err
 	}

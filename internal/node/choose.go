@@ -5,7 +5,8 @@ import "time"
 // Which of several connections to a peer is its path (nat.md §5). A pure function of what was measured.
 
 const (
-	// A relayed connection is preferred to a direct one only where the latter is slower by both.
+	// A relayed connection is preferred to a direct one, and within a class TCP to QUIC, only where the
+	// latter is slower by both.
 	worseFactor = 1.5
 	worseBy     = 50 * time.Millisecond
 	// Within a class a connection is better if it is faster by a tenth and by 5 ms …
@@ -13,6 +14,10 @@ const (
 	betterBy     = 5 * time.Millisecond
 	// … at two measurements running: latency jitters, and each change costs a resume of the lanes.
 	betterTimes = 2
+
+	// Bulk goes by TCP where its round trip is longer than the path's by no more than this.
+	bulkFactor = 1.1
+	bulkBy     = 2 * time.Millisecond
 
 	// After a direct path was lost the next one has to last before it is used, trialEach for each loss
 	// of late, at most trialLast: paths that come and go would cost a resume each time. forgiveAfter the
@@ -36,7 +41,7 @@ const (
 // measured is what is known about one connection.
 type measured struct {
 	class  class
-	quic   bool          // wins a tie: it survives changes of address
+	quic   bool          // wins within a class: it survives changes of address, and leaves TCP to what moves much
 	rtt    time.Duration // 0: no answer yet
 	silent bool          // suspected dead; used only if nothing else is there
 }
@@ -52,12 +57,19 @@ func (a measured) beats(b measured) bool {
 		return !clearlyWorse(a.rtt, b.rtt)
 	case a.class > b.class:
 		return clearlyWorse(b.rtt, a.rtt)
-	case clearlyBetter(a.rtt, b.rtt):
-		return true
-	case clearlyBetter(b.rtt, a.rtt):
-		return false
+	case a.quic && !b.quic:
+		return !clearlyWorse(a.rtt, b.rtt)
+	case b.quic && !a.quic:
+		return clearlyWorse(b.rtt, a.rtt)
 	}
-	return a.quic && !b.quic
+	return clearlyBetter(a.rtt, b.rtt)
+}
+
+// carries says whether a, by a transport that the kernel runs, may carry what moves much where b is the path: TCP with TLS
+// moves it at a third of QUIC's CPU time (docs/bench.md), if a is as good a way otherwise.
+func (a measured) carries(b measured) bool {
+	return !a.quic && !a.silent && a.rtt != 0 && a.class <= b.class &&
+		float64(a.rtt) <= bulkFactor*float64(b.rtt)+float64(bulkBy)
 }
 
 // upgrades says whether a is of a better class than b, which works.

@@ -25,12 +25,37 @@ func TestWhichConnectionIsThePath(t *testing.T) {
 		{"within a class faster by a tenth and 5 ms", measured{class: overRelay, rtt: ms(40)}, measured{class: overRelay, rtt: ms(50)}, true},
 		{"by less is a tie", measured{class: overRelay, rtt: ms(48)}, measured{class: overRelay, rtt: ms(50)}, false},
 		{"QUIC wins a tie", measured{class: overInternet, rtt: ms(11), quic: true}, measured{class: overInternet, rtt: ms(10)}, true},
+		{"and more", measured{class: overInternet, rtt: ms(99), quic: true}, measured{class: overInternet, rtt: ms(80)}, true},
+		{"but not if it is clearly slower", measured{class: overInternet, rtt: ms(180), quic: true}, measured{class: overInternet, rtt: ms(80)}, false},
 	} {
 		if got := c.a.beats(c.b); got != c.want {
 			t.Errorf("%s: got %v", c.name, got)
 		}
 		if c.a.beats(c.b) && c.b.beats(c.a) {
 			t.Errorf("%s: each beats the other", c.name)
+		}
+	}
+}
+
+func TestWhichConnectionCarriesBulk(t *testing.T) {
+	ms := func(n int) time.Duration { return time.Duration(n) * time.Millisecond }
+	path := measured{class: overInternet, quic: true, rtt: ms(50)}
+	for _, c := range []struct {
+		name string
+		a    measured
+		want bool
+	}{
+		{"TCP of the same round trip", measured{class: overInternet, rtt: ms(50)}, true},
+		{"a little slower", measured{class: overInternet, rtt: ms(56)}, true},
+		{"clearly slower", measured{class: overInternet, rtt: ms(60)}, false},
+		{"on the LAN", measured{class: onLAN, rtt: ms(1)}, true},
+		{"over a relay", measured{class: overRelay, rtt: ms(40)}, false},
+		{"QUIC", measured{class: overInternet, quic: true, rtt: ms(40)}, false},
+		{"not heard of yet", measured{class: overInternet}, false},
+		{"silent", measured{class: overInternet, rtt: ms(50), silent: true}, false},
+	} {
+		if got := c.a.carries(path); got != c.want {
+			t.Errorf("%s: got %v", c.name, got)
 		}
 	}
 }

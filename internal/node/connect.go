@@ -323,11 +323,25 @@ func (n *Node) ConnectStranger(ctx context.Context, who peer.AddrInfo) error {
 // avoid, if not nil, is a connection that has gone silent: the stream takes another one, made anew if
 // need be, and avoid is asked for a sign of life and closed if there is none.
 func (n *Node) Open(ctx context.Context, p peer.ID, proto protocol.ID, avoid network.Conn, kind PathKind) (network.Stream, error) {
-	if avoid != nil {
+	return n.OpenFor(ctx, p, proto, Wish{Kind: kind, Now: avoid, Silent: avoid != nil})
+}
+
+// OpenFor is Open for a stream of which more is known. ErrStay says that it would go by the connection it goes by now.
+func (n *Node) OpenFor(ctx context.Context, p peer.ID, proto protocol.ID, w Wish) (network.Stream, error) {
+	var avoid network.Conn
+	if w.Silent {
+		avoid = w.Now
 		n.paths.suspect(p, avoid)
 	}
+	if w.Bulk {
+		n.seekBeside(p, w.Kind)
+	}
+	kind := w.Kind
 	for {
-		c := n.paths.best(p, avoid, kind)
+		c := n.paths.bestFor(p, avoid, kind, w.Bulk)
+		if c != nil && c == w.Now {
+			return nil, ErrStay
+		}
 		if c == nil {
 			if err := n.attempt(ctx, p, kind, avoid); err != nil {
 				return nil, err

@@ -108,6 +108,7 @@ type Path struct {
 	Transport string        // "quic-v1", "tcp", "wss"; of the relayed hop, if relayed
 	Remote    ma.Multiaddr  // the address at the other end of the wire
 	Relay     peer.ID       // which relay, if relayed
+	Bulk      ma.Multiaddr  // where what moves much goes, if elsewhere; else nil
 	RTT       time.Duration // smoothed; 0: not measured yet
 	Since     time.Time
 	Reason    string // if relayed: why there is no direct path, as far as known
@@ -142,6 +143,7 @@ type Node struct {
 	nat     *natView
 	packets *packets
 	punch   *punch.Puncher
+	beside  *punch.Puncher // for a TCP connection beside the path
 	log     *slog.Logger
 
 	ctx    context.Context // ends when Serve does
@@ -202,6 +204,7 @@ func New(cfg Config) (*Node, error) {
 	n.paths = newPaths(n)
 	n.nat = newNATView(n)
 	n.punch = n.newPuncher()
+	n.beside = n.newBeside()
 
 	if err := n.listen(); err != nil {
 		return nil, errors.Join(err, n.Close())
@@ -226,6 +229,7 @@ func (n *Node) listen() error {
 		},
 	})
 	n.parts.host.SetStreamHandler(punch.Protocol, n.handlePunch)
+	n.parts.host.SetStreamHandler(besideProtocol, n.handleBeside)
 	if err := n.parts.start(n.cfg.Relay); err != nil {
 		return fmt.Errorf("start the libp2p host: %w", err)
 	}

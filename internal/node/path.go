@@ -29,7 +29,11 @@ func (n *Node) PathBy(p peer.ID, kind PathKind) (Path, bool) {
 	if l == nil {
 		return Path{}, false
 	}
-	return n.paths.describeLinkLocked(p, l, l.since), true
+	path := n.paths.describeLinkLocked(p, l, l.since)
+	if l := n.paths.peers[p].bulk[kind]; l != nil {
+		path.Bulk = l.conn.RemoteMultiaddr()
+	}
+	return path, true
 }
 
 // Ping measures the round trip on p's path now, and returns the path with it.

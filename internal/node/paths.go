@@ -41,8 +41,9 @@ func (l *link) direct() bool { return l.relay == "" }
 type peerPaths struct {
 	links []*link
 	best  *link
-	since time.Time // when best became it
-	told  Path      // what watchers were told last
+	since time.Time    // when best became it
+	told  Path         // what watchers were told last
+	bulk  [kinds]*link // what carries bulk where it is not the path, of each kind
 
 	falls int       // direct paths that were lost of late
 	fell  time.Time // the last one
@@ -55,6 +56,7 @@ type paths struct {
 	mu       sync.Mutex
 	peers    map[peer.ID]*peerPaths
 	watchers map[*watcher]bool
+	beside   map[peer.ID]search                 // when a way for bulk was last looked for
 	news     map[peer.ID]map[chan struct{}]bool // who waits for any change of a peer's links
 }
 
@@ -63,6 +65,7 @@ func newPaths(n *Node) *paths {
 		node:     n,
 		peers:    make(map[peer.ID]*peerPaths),
 		watchers: make(map[*watcher]bool),
+		beside:   make(map[peer.ID]search),
 		news:     make(map[peer.ID]map[chan struct{}]bool),
 	}
 }
@@ -156,8 +159,9 @@ func (ps *paths) chooseLocked(p peer.ID, measured *link) {
 			l.wins = 0
 		}
 	}
+	ps.chooseBulkLocked(p, pp)
 	now := ps.describeLocked(p, pp)
-	if now.Kind != pp.told.Kind || now.Relay != pp.told.Relay || !sameAddr(now.Remote, pp.told.Remote) || now.Since != pp.told.Since {
+	if now.Kind != pp.told.Kind || now.Relay != pp.told.Relay || !sameAddr(now.Remote, pp.told.Remote) || !sameAddr(now.Bulk, pp.told.Bulk) || now.Since != pp.told.Since {
 		ps.tellLocked(PathChange{Peer: p, Old: pp.told, New: now})
 		pp.told = now
 	}
@@ -213,7 +217,11 @@ func (ps *paths) describeLocked(p peer.ID, pp *peerPaths) Path {
 	if pp.best == nil {
 		return Path{}
 	}
-	return ps.describeLinkLocked(p, pp.best, pp.since)
+	path := ps.describeLinkLocked(p, pp.best, pp.since)
+	if l := pp.bulk[Auto]; l != nil {
+		path.Bulk = l.conn.RemoteMultiaddr()
+	}
+	return path
 }
 
 func (ps *paths) describeLinkLocked(p peer.ID, l *link, since time.Time) Path {
