@@ -55,11 +55,10 @@ func TestBulkGoesByTCPBesideQUIC(t *testing.T) {
 			t.Fatalf("bulk still goes %+v", got)
 		}
 	}
-	w.lab.ForgetFlows()
-	w.transfer(local, fwdtest.Load{Up: 1000, Down: 1000})
-	if got := w.carried(); got.tcp > got.udp {
-		t.Errorf("a few bytes went %+v, not by the path", got)
-	}
+	path := w.laptop.WaitPath("data", "direct")
+	contains(t, path.Transport, "quic-v1")
+	contains(t, path.Bulk, "/tcp/")
+	w.settle(local, func(got ways) bool { return got.udp > got.tcp }) // little goes by the path
 	w.homes[0].BlockTCP()
 	w.transfer(local, fwdtest.Load{Up: 6 * mib, Down: 6 * mib})
 }

@@ -84,6 +84,7 @@ func TestPathWords(t *testing.T) {
 	}{
 		{daemon.Path{Kind: "direct", Transport: "quic-v1", Remote: "/ip4/203.0.113.9/udp/41822/quic-v1", RTT: 11.2}, "direct quic-v1 203.0.113.9:41822 11 ms"},
 		{daemon.Path{Kind: "direct", Transport: "tcp", Remote: "/ip6/2001:db8::1/tcp/4001", RTT: 0.24}, "direct tcp [2001:db8::1]:4001 0.24 ms"},
+		{daemon.Path{Kind: "direct", Transport: "quic-v1", Remote: "/ip4/203.0.113.9/udp/41822/quic-v1", RTT: 11.2, Bulk: "/ip4/203.0.113.9/tcp/41822"}, "direct quic-v1 203.0.113.9:41822 11 ms (bulk by tcp)"},
 		{daemon.Path{Kind: "relay", Relay: "vps", RTT: 38.4}, "via relay vps 38 ms"},
 		{daemon.Path{Kind: "relay", Relay: "vps"}, "via relay vps"},
 		{daemon.Path{Kind: "direct", Remote: "/unix/x"}, "direct /unix/x"},

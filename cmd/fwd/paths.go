@@ -23,6 +23,9 @@ func pathWords(p *daemon.Path) string {
 	if p.RTT > 0 {
 		parts = append(parts, millis(p.RTT))
 	}
+	if p.Bulk != "" {
+		parts = append(parts, "(bulk by tcp)") // the only transport that is sought for it
+	}
 	return strings.Join(strings.Fields(strings.Join(parts, " ")), " ")
 }
 

@@ -204,6 +204,7 @@ type Path struct {
 	RTT       float64   `json:"rtt_ms"`
 	Since     time.Time `json:"since"`
 	Reason    string    `json:"reason"` // why not direct
+	Bulk      string    `json:"bulk"`   // multiaddr by which what moves much goes; empty: the same way
 }
 
 // Status is one snapshot of a running fwd.

@@ -114,6 +114,9 @@ func (d *Daemon) pathOf(p node.Path) *Path {
 	if p.Remote != nil {
 		out.Remote = p.Remote.String()
 	}
+	if p.Bulk != nil {
+		out.Bulk = p.Bulk.String()
+	}
 	if p.Relay != "" {
 		out.Relay = d.nameOf(p.Relay)
 	}

@@ -249,7 +249,7 @@ func fwdWay(t testing.TB, l *lab.Lab, name string, p *pair, path, kind string, t
 	w.path = func() string {
 		for _, f := range a.Status().Forwards {
 			if f.Path != nil {
-				return f.Path.Kind + " " + f.Path.Transport + " " + f.Path.Remote
+				return f.Path.Kind + " " + f.Path.Remote + ", bulk " + f.Path.Bulk
 			}
 		}
 		return ""

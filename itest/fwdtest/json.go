@@ -33,6 +33,7 @@ type Path struct {
 	RTT       float64   `json:"rtt_ms"`
 	Since     time.Time `json:"since"`
 	Reason    string    `json:"reason"`
+	Bulk      string    `json:"bulk"`
 }
 
 // Session is one forwarded connection.
