@@ -77,6 +77,9 @@ func (p painter) status(s *daemon.Status, watched bool) string {
 	}
 	fmt.Fprintf(&b, "%s %s\n", p.paint(faint, "peer   "), s.Peer)
 	fmt.Fprintf(&b, "%s %s\n", p.paint(faint, "nat    "), natWords(s.NAT))
+	for _, w := range s.Warnings {
+		fmt.Fprintf(&b, "%s %s\n", p.paint(bad, "warning"), w)
+	}
 	if t := s.Traffic; watched || t.Sent+t.Received > 0 {
 		fmt.Fprintf(&b, "%s %s sent, %s received", p.paint(faint, "traffic"), bytesWord(t.Sent), bytesWord(t.Received))
 		if now := rateWords(t.Rate); now != "" {

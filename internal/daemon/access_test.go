@@ -1,11 +1,13 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"io"
 	"log/slog"
 	"net"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -177,6 +179,51 @@ func TestALaneWithoutARosterIsRefused(t *testing.T) {
 	if _, f := d.carryOut("somebody", Request{Command: "invite"}); f == nil {
 		t.Error("carried out")
 	}
+}
+
+func TestAKeyOnTwoMachinesIsToldToBoth(t *testing.T) {
+	_, first := newRelay(t)
+	nas := newMachine(t)
+	nas.must(JoinRequest{Invite: first, As: "nas-box"})
+	copied := Home{State: shortTemp(t)}
+	for _, name := range []string{"identity.key", "roster", "known"} {
+		if data, err := os.ReadFile(nas.home.file(name)); err == nil {
+			if err := identity.WriteFile(copied.file(name), data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if w := nas.status().Warnings; len(w) != 0 {
+		t.Fatalf("warned of %v before there was reason to", w)
+	}
+	twin := &machine{t, copied}
+	twin.run(func(ctx context.Context) error { return run(ctx, copied, options{}) })
+	for _, m := range []*machine{nas, twin} {
+		eventually(t, "both are told", func() bool {
+			events, err := m.call(StatusRequest{})
+			if err != nil || len(events) == 0 {
+				return false
+			}
+			return strings.Contains(string(events[0].Result), "key-in-use-twice")
+		})
+	}
+}
+
+func TestARevokedMachineComesBackByANewInvite(t *testing.T) {
+	relay, first := newRelay(t)
+	nas, phone := newMachine(t), newMachine(t)
+	nas.must(JoinRequest{Invite: first, As: "nas-box"})
+	nas.hold(ExposeRequest{Target: reverser(t), Name: "nas"}, "exposed")
+	old := relay.inviteFor(InviteRequest{Only: []string{"nas"}})
+	phone.must(JoinRequest{Invite: old, As: "phone"})
+	phone.must(JoinRequest{Invite: relay.invite(), As: "phone"}) // a guest that becomes a member
+	eventually(t, "a member", func() bool { return phone.status().Network.Role == "member" })
+	nas.must(RevokeRequest{Peer: "phone"})
+	if _, err := phone.call(JoinRequest{Invite: old}); err == nil {
+		t.Error("it came back by the invite of before")
+	}
+	phone.must(JoinRequest{Invite: relay.invite(), As: "phone"})
+	phone.hold(ConnectRequest{Name: "nas", Local: "127.0.0.1:0", Timeout: patience}, "listening")
 }
 
 func TestTheOwnerMovesAndThenObeysTheNewOne(t *testing.T) {

@@ -220,6 +220,7 @@ type Status struct {
 	Services []ServiceStatus `json:"services"`
 	Forwards []ForwardStatus `json:"forwards"`
 	Sessions []Session       `json:"sessions"`
+	Warnings []string        `json:"warnings"`           // what a person should know: "… (key-in-use-twice)"
 	Wishes   []WishStatus    `json:"wishes"`             // what the daemon keeps up by itself (fwd up)
 	Relaying *RelayingStatus `json:"relaying,omitempty"` // this machine is a relay
 	Paths    []PathStatus    `json:"paths"`              // to the peers that sessions and forwards are with

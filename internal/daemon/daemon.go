@@ -17,6 +17,7 @@ package daemon
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -62,6 +63,8 @@ type Daemon struct {
 	finish   context.CancelCauseFunc
 	traffic  traffic
 
+	boot           string       // of this very process, random
+	twins          *twins       // machines met that share a key
 	joins, rosters *lobby       // what strangers ask, and how often
 	proofs         atomic.Int64 // rosters of strangers being read
 
@@ -71,6 +74,7 @@ type Daemon struct {
 	forwards map[*forwarding]bool
 	seen     map[peer.ID]sighting
 	expelled bool                 // the owner said that we are off the roster
+	doubted  bool                 // somebody did
 	offered  map[peer.ID][]string // what each exposed for us when last asked
 	askers   map[peer.ID]*rate.Limiter
 	wishes   int
@@ -198,6 +202,8 @@ func open(home Home, how logConfig, finish context.CancelCauseFunc) (*Daemon, er
 		seen:     map[peer.ID]sighting{},
 		offered:  map[peer.ID][]string{},
 		askers:   map[peer.ID]*rate.Limiter{},
+		boot:     rand.Text(),
+		twins:    newTwins(),
 		joins:    newLobby(),
 		rosters:  newLobby(),
 		finish:   finish,

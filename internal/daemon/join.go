@@ -42,17 +42,22 @@ func (d *Daemon) join(ctx context.Context, req JoinRequest, emit func(Event)) er
 	if err != nil {
 		return fail(ExitRefused, "invite-damaged", "copy the whole code, from fwd1 to its end; or ask for another: fwd invite", "%v", err)
 	}
-	if s != nil && s.Network == invite.Network() {
+	again := s != nil && s.Network == invite.Network()
+	if again && d.settled(ctx, s) {
 		return d.joined(emit, true)
 	}
-	if s != nil && !d.onlyOurs(s) {
+	if s != nil && !again && !d.onlyOurs(s) {
 		return usage("leave it first: fwd leave", "this machine already belongs to the network %q", s.Name)
 	}
 	sealed, name, err := d.redeem(ctx, invite, req.As, emit)
 	if err != nil {
+		if again && d.member(d.self) && d.belongs() == nil {
+			d.log.Info("the invite adds nothing", "err", err)
+			return d.joined(emit, true)
+		}
 		return err
 	}
-	if s != nil {
+	if s != nil && !again {
 		if err := d.leave(false); err != nil {
 			return err
 		}
@@ -60,9 +65,29 @@ func (d *Daemon) join(ctx context.Context, req JoinRequest, emit func(Event)) er
 	if err := d.book.Join(sealed); err != nil {
 		return fmt.Errorf("keep the roster: %w", err)
 	}
+	d.mu.Lock()
+	d.expelled, d.doubted = false, false
+	d.mu.Unlock()
 	d.log.Info("joined", "network", sealed.Name, "as", name)
 	d.enforce()
 	return d.joined(emit, false)
+}
+
+// settled: this machine belongs to the network for good and as more than a guest,
+// so another invite has nothing to add. A machine that was revoked may not know it:
+// somebody is asked.
+func (d *Daemon) settled(ctx context.Context, s *identity.Sealed) bool {
+	e, ok := s.Entry(d.self)
+	if !ok || s.For != "" || !e.Expires.IsZero() {
+		return false
+	}
+	if s.Owner == d.self {
+		return true
+	}
+	d.freshen(ctx, s)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return !d.expelled && !d.doubted
 }
 
 // redeem shows the invite to whoever it names and returns the roster that has us on it.

@@ -39,12 +39,15 @@ type rosterHello struct {
 	Epoch     uint64             `json:"epoch"`
 	Heartbeat []byte             `json:"heartbeat,omitempty"`
 	Version   string             `json:"version,omitempty"`
+	Boot      string             `json:"boot,omitempty"`    // of the asker's process
+	Twin      string             `json:"twin,omitempty"`    // where another process with the answerer's key is connected from
 	Request   *Request           `json:"request,omitempty"` // for the answerer to carry out
 }
 
 type rosterReply struct {
 	identity.RosterMsg          // without Roster and Slices where the asker has them
 	Version            string   `json:"version,omitempty"`
+	Boot               string   `json:"boot,omitempty"`
 	Want               bool     `json:"want,omitempty"`
 	Gone               bool     `json:"gone,omitempty"`    // the asker is not on our roster, which is no older than its own
 	Events             []Event  `json:"events,omitempty"`  // the request's answer
@@ -61,10 +64,10 @@ type sighting struct {
 func (d *Daemon) hello() rosterHello {
 	s := d.book.Current()
 	if s == nil {
-		return rosterHello{Version: Version()}
+		return rosterHello{Version: Version(), Boot: d.boot}
 	}
 	return rosterHello{Network: s.Network, Term: s.Term, Epoch: s.Epoch,
-		Heartbeat: d.book.Offer(d.self, time.Now()).Heartbeat, Version: Version()}
+		Heartbeat: d.book.Offer(d.self, time.Now()).Heartbeat, Version: Version(), Boot: d.boot}
 }
 
 // olderThan tells whether a roster of term and epoch precedes ours.
@@ -119,6 +122,9 @@ func (d *Daemon) rosterCall(ctx context.Context, p peer.ID, mine rosterHello) (r
 func (d *Daemon) gone(p peer.ID) {
 	d.log.Warn("this machine is not on the roster any more", "says", d.nameOf(p))
 	d.sessions.Cut(func(q peer.ID, _, _ string) bool { return p == q }, errRevoked)
+	d.mu.Lock()
+	d.doubted = true
+	d.mu.Unlock()
 	if s := d.book.Current(); s == nil || p != s.Owner {
 		return
 	}
@@ -173,7 +179,8 @@ func (d *Daemon) serveRoster(s network.Stream) {
 	}
 	reply := rosterReply{Want: d.hello().olderThan(theirs.Term, theirs.Epoch)}
 	if d.book.Member(p, time.Now()) {
-		reply.Version = Version()
+		reply.Version, reply.Boot = Version(), d.boot
+		d.greeted(s.Conn(), theirs)
 		if theirs.Request != nil {
 			// Before the offer, so that the asker sees the outcome at once.
 			reply.Events, reply.Failure = d.carryOut(p, *theirs.Request)
