@@ -39,7 +39,7 @@ func TestConnectionsSurviveResetsOfEveryStream(t *testing.T) {
 		there := peer.AddrInfo{ID: e.ID(), Addrs: e.Addrs()}
 		exit := session.New(session.Config{Self: e.ID(), Authorize: func(peer.ID) error { return nil }})
 		e.SetStreamHandler(lane, func(s network.Stream) { exit.Handle(s.Conn().RemotePeer(), s) })
-		entry := session.New(session.Config{Self: c.ID(), Open: func(ctx context.Context, p peer.ID, _ session.Stream) (session.Stream, error) {
+		entry := session.New(session.Config{Self: c.ID(), Open: func(ctx context.Context, p peer.ID, _ session.Want) (session.Stream, error) {
 			if err := c.Connect(ctx, there); err != nil {
 				return nil, err
 			}
