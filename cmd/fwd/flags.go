@@ -137,6 +137,11 @@ func (s *span) Set(text string) error {
 
 var errSpan = fmt.Errorf("a duration is written 30s, 10m, 2h or 7d")
 
+// verboseVar is the flag -v of the commands that stay in the foreground.
+func verboseVar(cmd *cobra.Command) *bool {
+	return cmd.Flags().BoolP("verbose", "v", false, "show the whole log on a terminal too; else it has warnings, and \"fwd logs\" the rest")
+}
+
 // metricsVar is the flag --metrics of the commands that stay in the foreground.
 func metricsVar(cmd *cobra.Command, to *string) {
 	cmd.Flags().StringVar(to, "metrics", "", "serve Prometheus metrics at `ADDR`: a port of loopback (9464), or addr:port")

@@ -7,6 +7,9 @@ import (
 	"github.com/kardianos/service"
 )
 
+// managed: Windows' service manager has started this.
+func managed() bool { return !service.Interactive() }
+
 // underManager runs f as Windows runs a service, if it was started as one: the
 // manager is answered, and its word ends f. There is no terminal then, so what
 // is printed goes to the log.
@@ -21,7 +24,7 @@ func (a *app) underManager(ctx context.Context, f func(context.Context) error) e
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	p := &managed{f: f, ctx: ctx, cancel: cancel, ended: make(chan error, 1)}
+	p := &job{f: f, ctx: ctx, cancel: cancel, ended: make(chan error, 1)}
 	s, err := service.New(p, &service.Config{Name: serviceName})
 	if err != nil {
 		return failed("", "answer the service manager: %v", err)
@@ -32,8 +35,8 @@ func (a *app) underManager(ctx context.Context, f func(context.Context) error) e
 	return p.err
 }
 
-// managed is f as kardianos/service runs it.
-type managed struct {
+// job is f as kardianos/service runs it.
+type job struct {
 	f      func(context.Context) error
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -41,7 +44,7 @@ type managed struct {
 	err    error
 }
 
-func (m *managed) Start(s service.Service) error {
+func (m *job) Start(s service.Service) error {
 	go func() { // ends with f, which Stop ends
 		err := m.f(m.ctx)
 		m.ended <- err
@@ -52,7 +55,7 @@ func (m *managed) Start(s service.Service) error {
 	return nil
 }
 
-func (m *managed) Stop(s service.Service) error {
+func (m *job) Stop(s service.Service) error {
 	m.cancel()
 	m.err = <-m.ended
 	return nil

@@ -44,8 +44,10 @@ fwd relay --listen 4001 --listen 443 --announce vps.example.org`,
 	cmd.Flags().StringVar(&req.Name, "as", "", "this machine's `NAME` in the network; default the host's")
 	cmd.Flags().BoolVar(&req.Keep, "keep", false, "\"fwd up\" and the service do it too, from now on")
 	metricsVar(cmd, &req.Metrics)
+	verbose := verboseVar(cmd)
 	forget := cmd.Flags().Bool("forget", false, "take --keep back, and end")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		req.Stderr = a.stderrIs(*verbose)
 		if *forget {
 			return daemon.ForgetRelay(a.home)
 		}
@@ -63,6 +65,11 @@ fwd relay --listen 4001 --listen 443 --announce vps.example.org`,
 		return err
 	}
 	return cmd
+}
+
+// stderrIs tells the daemon in the foreground where its log would go.
+func (a *app) stderrIs(verbose bool) daemon.Stderr {
+	return daemon.Stderr{Terminal: a.out.rewrite, Verbose: verbose, Service: managed()}
 }
 
 func (a *app) relay(ctx context.Context, req daemon.RelayRequest) error {

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"bufio"
-	"context"
 	"errors"
 	"io"
 	"os"
@@ -11,7 +9,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"time"
 
 	"github.com/kardianos/service"
 	"github.com/spf13/cobra"
@@ -263,70 +260,14 @@ func newServiceLogs(a *app) *cobra.Command {
 		Args:  noArgs,
 	}
 	system := systemFlag(cmd)
-	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what it writes from now on")
-	cmd.Flags().IntVarP(&lines, "lines", "n", 100, "the last `N` lines; default 100")
+	logFlags(cmd, &follow, &lines)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if lines < 0 {
 			return usageError(usageLine(cmd), "--lines %d: less than none", lines)
 		}
-		s, u, err := a.service(*system)
-		if err == nil {
-			if _, err = s.Status(); errors.Is(err, service.ErrNotInstalled) || u.manager != "linux-systemd" {
-				return a.tail(cmd.Context(), u.home.Log(), lines, follow)
-			}
-			journalctl, err := exec.LookPath("journalctl")
-			if err != nil {
-				return failed("", "there is no journalctl: %v", err)
-			}
-			return replaceBy(journalctl, u.journal(lines, follow))
-		}
-		return a.tail(cmd.Context(), a.home.Log(), lines, follow)
+		return a.serviceLogs(cmd.Context(), *system, lines, follow)
 	}
 	return cmd
-}
-
-// tailWindow is how much of a log's end is looked at for its last lines: 1 MiB,
-// some 5 000 of them.
-const tailWindow = 1 << 20
-
-// tailEvery is how often a followed file is looked at.
-const tailEvery = 200 * time.Millisecond
-
-// tail prints a file's last lines and, if asked, what is added to it.
-func (a *app) tail(ctx context.Context, path string, lines int, follow bool) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return failed("nothing has run in this home yet?", "%v", err)
-	}
-	defer f.Close()
-	if end, err := f.Seek(0, io.SeekEnd); err == nil {
-		f.Seek(max(0, end-tailWindow), io.SeekStart)
-	}
-	var last []string
-	r := bufio.NewReader(f)
-	for {
-		line, err := r.ReadString('\n')
-		if line != "" {
-			last = append(last, line)
-		}
-		if err != nil {
-			break
-		}
-	}
-	for _, line := range last[max(0, len(last)-lines):] {
-		io.WriteString(a.out.stdout, line)
-	}
-	for follow {
-		if _, err := io.Copy(a.out.stdout, f); err != nil {
-			return failed("", "read %s: %v", path, err)
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(tailEvery):
-		}
-	}
-	return nil
 }
 
 func userName() string {

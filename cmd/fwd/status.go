@@ -19,7 +19,9 @@ func newStatus(a *app) *cobra.Command {
 		GroupID: groupForward,
 		Short:   "show what this machine is doing, and by which paths",
 		Long: `Show this machine's network, relays, services, forwards and open connections, each
-with the path it goes by and, if that is a relay, why. ↑ is sent from here, ↓ received.`,
+with the path it goes by and, if that is a relay, why.
+
+↑ is what this machine sends, ↓ what it receives, over the last second.`,
 		Example:     "fwd status --watch\nfwd status --json | jq '.forwards[].path'",
 		Annotations: map[string]string{partExits: "8"},
 		Args:        noArgs,

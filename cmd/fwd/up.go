@@ -36,7 +36,9 @@ FWD_INVITE=$(cat code) fwd up    # the first boot of one among many`,
 	}
 	cmd.Flags().StringVarP(&req.Config, "config", "c", "", "the `FILE`; default fwd.toml in the configuration folder, if there is one")
 	metricsVar(cmd, &req.Metrics)
+	verbose := verboseVar(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		req.Stderr = a.stderrIs(*verbose)
 		req.Invite = strings.TrimSpace(os.Getenv("FWD_INVITE"))
 		os.Unsetenv("FWD_INVITE") // nothing started from here needs it
 		if req.Config != "" {

@@ -44,14 +44,14 @@ type (
 		Name     string   `json:"name,omitempty"`     // machine name on the roster; default: the host's name
 		Keep     bool     `json:"keep,omitempty"`     // `fwd up` does it too
 		Metrics  string   `json:"metrics,omitempty"`  // PORT of loopback or ADDR:PORT; empty: none
-		Verbose  bool     `json:"-"`                  // tell a terminal what the log tells
+		Stderr   Stderr   `json:"-"`
 	}
 	// UpRequest: run what fwd.toml and --keep say. Only by Up, never over the socket.
 	UpRequest struct {
 		Config  string // path; empty: the home's own, which need not be there
 		Invite  string // for a machine that is in no network yet
 		Metrics string // stronger than fwd.toml's
-		Verbose bool   // tell a terminal what the log tells
+		Stderr  Stderr
 	}
 	ReloadRequest struct{}
 	NamesRequest  struct{}

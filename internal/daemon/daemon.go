@@ -88,6 +88,7 @@ type options struct {
 	relay   *relayPlan    // nil: an ordinary peer
 	up      *up           // nil: nothing stands but what clients wish
 	metrics string        // where to serve them; empty: nowhere
+	stderr  Stderr
 	first   func(ctx context.Context, d *Daemon) error
 }
 
@@ -104,6 +105,7 @@ func Run(ctx context.Context, home Home, request RelayRequest, on func(Event)) e
 	return foreground(ctx, home, options{
 		relay:   plan,
 		metrics: request.Metrics,
+		stderr:  request.Stderr,
 		first:   func(ctx context.Context, d *Daemon) error { return d.runRelay(ctx, plan, on) },
 	})
 }
@@ -140,7 +142,14 @@ func run(ctx context.Context, home Home, opt options) (err error) {
 	if opt.up != nil {
 		c = *opt.up.config
 	}
-	d, err := open(home, c.Log, finish)
+	level := new(slog.LevelVar)
+	level.Set(levelOf(&c))
+	log, closeLog, err := openLog(home, c.Log, level, opt.stderr)
+	if err != nil {
+		return err
+	}
+	defer closeLog()
+	d, err := open(home, log, level, finish)
 	if err != nil {
 		return err
 	}
@@ -193,10 +202,11 @@ func run(ctx context.Context, home Home, opt options) (err error) {
 
 // open reads what the home holds. Anything damaged is an error that names the
 // file: nothing is replaced.
-func open(home Home, how logConfig, finish context.CancelCauseFunc) (*Daemon, error) {
+func open(home Home, log *slog.Logger, level *slog.LevelVar, finish context.CancelCauseFunc) (*Daemon, error) {
 	d := &Daemon{
 		home:     home,
-		level:    new(slog.LevelVar),
+		log:      log,
+		level:    level,
 		services: map[string]*service{},
 		forwards: map[*forwarding]bool{},
 		seen:     map[peer.ID]sighting{},
@@ -208,8 +218,6 @@ func open(home Home, how logConfig, finish context.CancelCauseFunc) (*Daemon, er
 		rosters:  newLobby(),
 		finish:   finish,
 	}
-	d.level.Set(levelOf(&config{Log: how}))
-	d.log = slog.New(logHandler(how.Format.text, d.level))
 	var err error
 	if d.key, _, err = identity.LoadOrCreateKey(home.file("identity.key")); err != nil {
 		return nil, err
@@ -240,18 +248,6 @@ func levelOf(c *config) slog.Level {
 		return c.Log.Level.Level
 	}
 	return level
-}
-
-// logHandler: FWD_LOG_FORMAT=text|json, else fwd.toml's.
-func logHandler(format string, level slog.Leveler) slog.Handler {
-	if env := os.Getenv("FWD_LOG_FORMAT"); env != "" {
-		format = env
-	}
-	opt := &slog.HandlerOptions{Level: level}
-	if format == "json" {
-		return slog.NewJSONHandler(os.Stderr, opt)
-	}
-	return slog.NewTextHandler(os.Stderr, opt)
 }
 
 // now is the time for everything that expires: never before what the roster's

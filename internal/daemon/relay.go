@@ -26,6 +26,14 @@ type relayPlan struct {
 	limits   relaynode.Limits
 }
 
+// metrics is where a relay that was kept served them.
+func (p *relayPlan) metrics() string {
+	if p == nil {
+		return ""
+	}
+	return p.req.Metrics
+}
+
 // planRelay parses the request and refuses a machine that nobody could reach.
 func planRelay(req RelayRequest) (*relayPlan, error) {
 	plan := &relayPlan{req: req}

@@ -80,7 +80,8 @@ func Up(ctx context.Context, home Home, request UpRequest, on func(Event)) error
 	}
 	return foreground(ctx, home, options{
 		relay:   plan,
-		metrics: cmp.Or(request.Metrics, u.config.Metrics.text),
+		metrics: cmp.Or(request.Metrics, u.config.Metrics.text, plan.metrics()),
+		stderr:  request.Stderr,
 		up:      u,
 		first:   func(ctx context.Context, d *Daemon) error { return u.serve(ctx, request.Invite, plan) },
 	})
