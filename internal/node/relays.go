@@ -16,6 +16,7 @@ import (
 	circuit "github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/client"
 	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/proto"
 	ma "github.com/multiformats/go-multiaddr"
+	madns "github.com/multiformats/go-multiaddr-dns"
 )
 
 // Reservations, by an own loop for each relay: libp2p's AutoRelay waits for AutoNAT, knows a back-off
@@ -261,33 +262,64 @@ func isClockSkew(err error) bool {
 	return errors.As(err, &re) && strings.Contains(re.Reason, "expiration date in the past")
 }
 
-// dialBeside dials the relay by the transport that it is not connected by yet, from the listen port.
-// Without a TCP connection to a relay nobody knows at which address our TCP port is mapped.
+// dialBeside dials the relay by the transports that it is not connected by yet, from the listen ports,
+// and over IPv4 even if it is reached by IPv6: nobody knows else at which addresses our ports are mapped.
 func (n *Node) dialBeside(ctx context.Context, id peer.ID) {
 	relay, ok := n.relayInfo(id)
 	if !ok {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, reserveWithin)
+	n.nat.look(ctx)
+	dialling, cancel := context.WithTimeout(ctx, reserveWithin)
 	defer cancel()
-	n.nat.refresh(ctx)
+	var dials sync.WaitGroup
 	for _, transport := range []string{"quic-v1", "tcp"} {
-		has := func() bool {
-			return slices.ContainsFunc(n.paths.links(id), func(l *link) bool {
-				return transportOf(l.conn.RemoteMultiaddr()) == transport
-			})
-		}
-		for _, a := range relay.Addrs {
-			if a, _ = peer.SplitAddr(a); len(a) == 0 || transportOf(a) != transport || has() {
-				continue
+		dials.Go(func() {
+			for _, a := range n.resolved(dialling, relay.Addrs, transport) {
+				if n.connectedBy(id, transport, isIPv4(a)) {
+					continue
+				}
+				if err := n.dialDirect(dialling, id, a); err != nil {
+					n.log.Debug("no further connection to the relay", "relay", id, "addr", a, "err", err)
+				}
 			}
-			if err := n.dialDirect(ctx, id, a); err != nil {
-				n.log.Debug("no second connection to the relay", "relay", id, "transport", transport, "err", err)
+		})
+	}
+	dials.Wait()
+	n.nat.look(ctx)
+}
+
+// connectedBy says whether there is a connection to p by a transport, with v4 over IPv4.
+func (n *Node) connectedBy(p peer.ID, transport string, v4 bool) bool {
+	return slices.ContainsFunc(n.paths.links(p), func(l *link) bool {
+		a := l.conn.RemoteMultiaddr()
+		return l.direct() && transportOf(a) == transport && (!v4 || isIPv4(a))
+	})
+}
+
+// resolved are the IP addresses of one transport behind a relay's addresses, IPv4 first.
+func (n *Node) resolved(ctx context.Context, addrs []ma.Multiaddr, transport string) (v4 []ma.Multiaddr) {
+	var v6 []ma.Multiaddr
+	for _, a := range addrs {
+		if a, _ = peer.SplitAddr(a); len(a) == 0 || transportOf(a) != transport {
+			continue
+		}
+		found, err := madns.DefaultResolver.Resolve(ctx, a)
+		if err != nil {
+			n.log.Debug("relay's name not resolved", "addr", a, "err", err)
+		}
+		for _, a := range found {
+			if isIPv4(a) {
+				v4 = append(v4, a)
+			} else {
+				v6 = append(v6, a)
 			}
 		}
 	}
-	n.nat.look(ctx)
+	return append(v4, v6...)
 }
+
+func isIPv4(a ma.Multiaddr) bool { return len(a) > 0 && a[0].Protocol().Code == ma.P_IP4 }
 
 // renewLinks dials the relay anew by each transport and closes the old connections that carry no
 // circuit. After a change of network the old ones may live on (QUIC survives it), but the relay goes

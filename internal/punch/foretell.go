@@ -26,6 +26,11 @@ const (
 	meetFor = 1000 * time.Millisecond
 )
 
+// arrayHops are how far the packets get that open our NAT for an array, by round. Our outermost NAT may be
+// the first hop or, at a carrier's, some hops away; the peer's router must not be reached, for some
+// would remember the packet and spoil that one port. So sockets take turns: each way leaves one half.
+var arrayHops = [rounds][2]int{{openerHops, 4}, {openerHops, 7}}
+
 // easy says whether new destinations see the port that the relays see.
 func easy(t Transport) bool {
 	return t.Mapping == None || t.Mapping == Independent || t.Mapping == Unknown && t.Kept
@@ -46,15 +51,15 @@ func predictSteps(low, high Report, at time.Duration) []Step {
 		if toHigh == 0 || toLow == 0 {
 			return nil
 		}
-		s.Low.Array = &Array{Sockets: bothArray, To: withPort(h, toHigh), Role: Client, Speak: predictHead}
-		s.High.Array = &Array{Sockets: bothArray, To: withPort(l, toLow), Role: Server, Speak: predictHead}
+		s.Low.Array = &Array{Sockets: bothArray, To: withPort(h, toHigh), Role: Client, Hops: arrayHops[0], Speak: predictHead}
+		s.High.Array = &Array{Sockets: bothArray, To: withPort(l, toLow), Role: Server, Hops: arrayHops[0], Speak: predictHead}
 	case sequential(low.UDP) && easy(high.UDP):
 		s.At += openFirst(high.UDP)
-		s.Low.Array = &Array{Sockets: predictArray, To: h, Role: Client}
+		s.Low.Array = &Array{Sockets: predictArray, To: h, Role: Client, Hops: arrayHops[0]}
 		s.High.Spray = &Spray{To: l.Addr(), After: predictHead, List: low.UDP.Ports.next(predictAhead), Times: 2}
 	case sequential(high.UDP) && easy(low.UDP):
 		s.At += openFirst(low.UDP)
-		s.High.Array = &Array{Sockets: predictArray, To: l, Role: Client}
+		s.High.Array = &Array{Sockets: predictArray, To: l, Role: Client, Hops: arrayHops[0]}
 		s.Low.Spray = &Spray{To: h.Addr(), After: predictHead, List: high.UDP.Ports.next(predictAhead), Times: 2}
 	default:
 		return nil
@@ -95,7 +100,7 @@ func guessSteps(low, high Report, at time.Duration) []Step {
 
 // guessRound is one round against a NAT that gives ports of p; the second has twice the sockets.
 func guessRound(p Ports, round int) (*Array, *Spray) {
-	a, s := &Array{Sockets: guessArray, Role: Client}, &Spray{Low: lowestPort, High: 65535, Round: round}
+	a, s := &Array{Sockets: guessArray, Role: Client, Hops: arrayHops[round]}, &Spray{Low: lowestPort, High: 65535, Round: round}
 	if p.Order != NoOrder {
 		s.Low, s.High = p.Low, p.High
 	}

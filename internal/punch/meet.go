@@ -125,7 +125,7 @@ func (pu *Puncher) wait(ctx context.Context, m *meeting, a Array) {
 	}()
 	readers.Go(func() {
 		pace := rate.NewLimiter(openRate, 1)
-		for range a.Sockets {
+		for i := range a.Sockets {
 			if pace.Wait(ctx) != nil || pu.budget.packet(ctx) != nil {
 				return
 			}
@@ -145,7 +145,7 @@ func (pu *Puncher) wait(ctx context.Context, m *meeting, a Array) {
 			}
 			mu.Unlock()
 			m.note(func() { m.sockets++ })
-			s.Send(make([]byte, 1+tokenSize), a.To, openerHops)
+			s.Send(make([]byte, 1+tokenSize), a.To, a.Hops[i%2])
 			readers.Go(func() { listenOn(s, m.token, a.To.Addr(), heard) })
 		}
 	})

@@ -75,6 +75,7 @@ type Array struct {
 	Sockets int
 	To      netip.AddrPort
 	Role    Role
+	Hops    [2]int // how far those packets get, in turn
 	// Speak, if not 0, is when the sockets send To packets that arrive; for peers that both have arrays.
 	Speak time.Duration
 }
