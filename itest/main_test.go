@@ -8,7 +8,10 @@
 package itest
 
 import (
+	"flag"
 	"os"
+	"runtime"
+	"strconv"
 	"testing"
 
 	"fwd/itest/fwdtest"
@@ -20,6 +23,10 @@ func TestMain(m *testing.M) {
 	}
 	if relay := os.Getenv(strangerOf); relay != "" {
 		os.Exit(playStranger(relay)) // this binary again, on a host of the lab
+	}
+	// Tests here wait for the network more than for a processor; -parallel on the command line comes after this.
+	if err := flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0))); err != nil {
+		panic(err) // the flag has another name now
 	}
 	fwdtest.Main(m)
 }

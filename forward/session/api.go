@@ -28,8 +28,9 @@ type Config struct {
 	// Open opens a lane stream to p by the best path there is now for what the lane wants, making one if it must.
 	// ErrStay says that the stream in use goes that way already.
 	Open func(ctx context.Context, p peer.ID, want Want) (Stream, error)
-	// Silent is told of a stream that p attached to us and that has gone silent while something was owed: p alone can
-	// attach anew, but may not have noticed. It is told once a stream, must not wait, and may be nil.
+	// Silent is told of a stream whose path has gone silent: one that p attached to us while something was owed (p
+	// alone can attach anew, but may not have noticed), or one on which our attach was not answered. It is told once a
+	// stream, must not wait, and may be nil.
 	Silent func(p peer.ID, s Stream)
 	// Authorize says whether p may attach at all. It is asked at each attach, first of all.
 	// Nil admits nobody.

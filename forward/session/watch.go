@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -385,6 +386,9 @@ func (l *lane) attach(live *attachment, silent bool) error {
 		retire(s)
 		if ctx.Err() != nil && live != nil && live.heard.Load() != w.heard {
 			return nil // it spoke again
+		}
+		if late := net.Error(nil); errors.As(err, &late) && late.Timeout() {
+			k.silent(s) // or the next attempt would go by the same path
 		}
 		return err
 	}

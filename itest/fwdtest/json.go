@@ -47,6 +47,7 @@ type Session struct {
 	Sent       int64  `json:"sent"`
 	Received   int64  `json:"received"`
 	Migrations int    `json:"migrations"`
+	WaitsFor   string `json:"waits_for"`
 }
 
 // Status is fwd status --json.
