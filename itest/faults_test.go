@@ -228,8 +228,7 @@ func (w *faulty) play(moment string) time.Duration {
 	return w.judge(moment, stall)
 }
 
-// playIdle has the fault strike a silent connection; then the server wants to say something: the side that cannot
-// attach anew.
+// playIdle has the fault strike a silent connection, which then is asked for an answer.
 func (w *faulty) playIdle() time.Duration {
 	w.t.Helper()
 	conn, err := w.laptop.Host.Dial(w.t.Context(), "tcp", w.idle)
