@@ -26,10 +26,11 @@ const (
 	meetFor = 1000 * time.Millisecond
 )
 
-// arrayHops are how far the packets get that open our NAT for an array, by round. Our outermost NAT may be
-// the first hop or, at a carrier's, some hops away; the peer's router must not be reached, for some
-// would remember the packet and spoil that one port. So sockets take turns: each way leaves one half.
-var arrayHops = [rounds][2]int{{openerHops, 4}, {openerHops, 7}}
+// arrayHops are how far the packets get that open our NAT for an array, in turn, by round. They must not
+// reach the peer's router: one that answers strangers would remember them, and then give the peer's QUIC
+// port another number for all that follows. But a carrier's NAT may be some hops away, so half of the
+// second round, which is needed only if the first was in vain, goes further.
+var arrayHops = [rounds][2]int{{openerHops, openerHops}, {openerHops, 4}}
 
 // easy says whether new destinations see the port that the relays see.
 func easy(t Transport) bool {
