@@ -287,5 +287,5 @@ type acl struct{ r *Relay }
 func (a acl) AllowReserve(p peer.ID, _ ma.Multiaddr) bool { return a.r.admit(p) }
 
 func (a acl) AllowConnect(src peer.ID, _ ma.Multiaddr, dst peer.ID) bool {
-	return a.r.admit(src) && a.r.admit(dst) && !a.r.meter.spent()
+	return src != dst && a.r.admit(src) && a.r.admit(dst) && !a.r.meter.spent()
 }

@@ -10,6 +10,9 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/protocol/autonatv2"
 	"github.com/libp2p/go-libp2p/p2p/protocol/identify"
 	"github.com/libp2p/go-libp2p/p2p/protocol/ping"
+	"golang.org/x/time/rate"
+
+	"fwd/internal/punch"
 )
 
 const (
@@ -34,6 +37,11 @@ const (
 	maxStrangerStreams  = 8
 	maxStrangersStreams = 1024
 	maxMemberStreams    = 2048
+
+	// A peer's punches have us send packets to addresses that it names: punchBurst at once, and one each
+	// punchEvery. Its own plans are minutes apart but for changes of network.
+	punchBurst = 12
+	punchEvery = 10 * time.Second
 )
 
 // guard stands before every stream: it has the host's mux negotiate the protocol, asks whether the
@@ -53,6 +61,7 @@ type guard struct {
 	welcome   map[peer.ID]time.Time      // strangers that may stay until then
 	streams   map[peer.ID]int            // incoming, being served
 	theirs    int                        // of those, strangers'
+	punches   map[peer.ID]*rate.Limiter
 }
 
 // stranger is one connection of a peer that is not on the roster.
@@ -79,6 +88,7 @@ func newGuard(member func(peer.ID) bool, open map[protocol.ID]bool) *guard {
 		strangers: make(map[network.Conn]*stranger),
 		welcome:   make(map[peer.ID]time.Time),
 		streams:   make(map[peer.ID]int),
+		punches:   make(map[peer.ID]*rate.Limiter),
 	}
 }
 
@@ -106,7 +116,7 @@ func (g *guard) serve(mux protocol.Switch) network.StreamHandler {
 			s.ResetWithError(network.StreamProtocolNegotiationFailed)
 			return
 		}
-		if !g.mayServe(p, proto) {
+		if !g.mayServe(p, proto) || proto == punch.Protocol && !g.mayPunch(p) {
 			s.ResetWithError(network.StreamGated)
 			return
 		}
@@ -148,6 +158,18 @@ func (g *guard) enter(p peer.ID) (leave func(), ok bool) {
 			g.theirs--
 		}
 	}, true
+}
+
+// mayPunch paces a member's punches.
+func (g *guard) mayPunch(p peer.ID) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	l := g.punches[p]
+	if l == nil {
+		l = rate.NewLimiter(rate.Every(punchEvery), punchBurst)
+		g.punches[p] = l
+	}
+	return l.Allow()
 }
 
 // connected starts the clock of a stranger's connection.
@@ -275,6 +297,11 @@ func (g *guard) sweep(conns []network.Conn) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	for p, l := range g.punches {
+		if l.Tokens() >= punchBurst {
+			delete(g.punches, p)
+		}
+	}
 	for p, until := range g.welcome {
 		if now.After(until) {
 			delete(g.welcome, p)

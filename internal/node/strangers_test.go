@@ -256,3 +256,32 @@ func TestIdentifyTellsMembersMoreThanStrangers(t *testing.T) {
 		t.Error("a member was not told a private address")
 	}
 }
+
+func TestPunchesOfOnePeerArePaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGuard(func(peer.ID) bool { return true }, nil)
+		tries := func(p peer.ID, n int) (let int) {
+			for range n {
+				if g.mayPunch(p) {
+					let++
+				}
+			}
+			return let
+		}
+		if n := tries("a", 1000); n != punchBurst {
+			t.Errorf("%d of 1000 punches at once, want %d", n, punchBurst)
+		}
+		if n := tries("b", 1); n != 1 {
+			t.Error("another peer pays for the first")
+		}
+		time.Sleep(3 * punchEvery)
+		if n := tries("a", 1000); n != 3 {
+			t.Errorf("%d punches in %v, want 3", n, 3*punchEvery)
+		}
+		time.Sleep(time.Hour)
+		g.sweep(nil)
+		if len(g.punches) != 0 {
+			t.Error("peers are remembered for ever")
+		}
+	})
+}
