@@ -11,6 +11,7 @@ import (
 const (
 	maxSessions = 16384    // a lane's incoming streams
 	backlog     = 4096     // streams not yet accepted
+	firstWindow = 2 << 20  // the same at first: 100 Mbit/s at 150 ms; the default 256 KiB keeps BBR from ever learning the rate
 	maxWindow   = 16 << 20 // bytes of one stream on their way; like maxRing, 1.3 Gbit/s at 100 ms
 	muxMessage  = 60 << 10 // bytes; a message with all heads fits one frame of a libp2p muxer (64 KiB) or Noise (65 519)
 	muxHeader   = 12       // bytes before a message's data; yamux hands each message over in one Write
@@ -26,7 +27,7 @@ func newMux(l *lane, r role) *yamux.Session {
 		MeasureRTTInterval:      5 * time.Minute,
 		ConnectionWriteTimeout:  never,
 		MaxIncomingStreams:      maxSessions,
-		InitialStreamWindowSize: 256 << 10,
+		InitialStreamWindowSize: firstWindow,
 		MaxStreamWindowSize:     maxWindow,
 		LogOutput:               io.Discard,
 		ReadBufSize:             0, // the lane has one

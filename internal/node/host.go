@@ -92,7 +92,7 @@ func newTransports(s *swarm.Swarm, key crypto.PrivKey, limits network.ResourceMa
 	if err != nil {
 		return fail(err)
 	}
-	tcp, err := tcp.NewTCPTransport(up, limits, nil)
+	tcp, err := tcp.NewTCPTransport(tuned{up}, limits, nil)
 	if err != nil {
 		return fail(err)
 	}
