@@ -79,6 +79,7 @@ func addCompletions(a *app, root *cobra.Command) {
 		"unexpose":   {exposed},
 		"disconnect": {locals},
 		"ping":       {reachable},
+		"speed":      {reachable},
 		"allow":      {exposed, whos},
 		"deny":       {exposed, whos},
 		"revoke":     {machines},

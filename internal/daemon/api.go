@@ -104,6 +104,11 @@ type (
 		UntilDirect bool          `json:"until_direct,omitempty"`
 		Timeout     time.Duration `json:"timeout,omitempty"` // for the first answer; 0: 30 s
 	}
+	SpeedRequest struct {
+		Name string        `json:"name"`
+		Path string        `json:"path,omitempty"` // auto: relay and direct; or one
+		For  time.Duration `json:"for,omitempty"`  // each direction; 0: 3 s
+	}
 	RevokeRequest struct {
 		Peer string `json:"peer"`
 	}
@@ -150,7 +155,7 @@ type (
 //	pong       Peer, Path, Seq
 //	invite     Invite, Message: the code and, for stderr, its story
 //	relay      Peer, Addrs: the relay is up
-//	status, ls, peers, doctor, result   Result: the command's one answer
+//	status, ls, peers, doctor, speed, result   Result: the command's one answer
 //	error      Failure
 //	done
 type Event struct {

@@ -74,6 +74,7 @@ func (d *Daemon) assemble(plan *relayPlan, limits limitsConfig) error {
 	h.SetStreamHandler(joinProtocol, d.serveJoin)
 	h.SetStreamHandler(servicesProtocol, d.serveServices)
 	h.SetStreamHandler(nudgeProtocol, d.serveNudge)
+	h.SetStreamHandler(speedProtocol, d.serveSpeed)
 	h.SetStreamHandler(laneProtocol, func(s network.Stream) { d.sessions.Handle(s.Conn().RemotePeer(), s) })
 	d.met = make(chan peer.ID, 1024)
 	h.Network().Notify(&network.NotifyBundle{ConnectedF: d.connected})

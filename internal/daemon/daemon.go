@@ -62,6 +62,7 @@ type Daemon struct {
 	met      chan peer.ID // peers whose roster is to be compared
 	finish   context.CancelCauseFunc
 	traffic  traffic
+	speeds   chan struct{} // measurements answered now
 
 	boot           string       // of this very process, random
 	twins          *twins       // machines met that share a key
@@ -206,6 +207,7 @@ func open(home Home, log *slog.Logger, level *slog.LevelVar, finish context.Canc
 	d := &Daemon{
 		home:     home,
 		log:      log,
+		speeds:   make(chan struct{}, speedSlots),
 		level:    level,
 		services: map[string]*service{},
 		forwards: map[*forwarding]bool{},
