@@ -29,6 +29,9 @@ func (r *Relay) reflect(s network.Stream) {
 	}
 	answer = appendBytes(answer, r.proof(from, at))
 	answer = appendBytes(answer, r.permission(at))
+	if ip, err := manet.ToIP(at); err == nil {
+		answer = appendBytes(answer, r.reflector.second(ip))
+	}
 	s.SetDeadline(time.Now().Add(messageTimeout))
 	if _, err := s.Write(answer); err != nil {
 		s.Reset()

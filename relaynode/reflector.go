@@ -25,7 +25,7 @@ import (
 //	request  0x11 ‖ nonce (16) ‖ token (16) ‖ extra (1) ‖ port (2) ‖ zeros, 80 in all
 //	answer   0x12 ‖ nonce (16) ‖ the sender's IP as 16, then port (2), both xor nonce; 35 in all
 //
-// extra 0: nothing; 1: the answer is sent once more, from a port that nobody sends to; 2: it is sent
+// extra 0: nothing; 1: the answer is sent once more, from the other port; 2: it is sent
 // once more, to that port of the sender's IP. Two answers are shorter than the request, so this amplifies
 // nothing; the token is bound to the IP and given to members alone, so a stranger gets no answer at all.
 // The first byte marks it as no QUIC, for a peer asks from its QUIC socket, too. The address is xored
@@ -52,15 +52,16 @@ type reflector struct {
 
 	sockets []reflectorSockets // set by open, before anyone asks
 
-	mu    sync.Mutex
-	ports map[bool]uint16 // by "is IPv4"
+	mu     sync.Mutex
+	ports  map[bool]uint16 // by "is IPv4"
+	others map[bool]uint16 // likewise, of the second sockets
 }
 
-// reflectorSockets are the one that is asked and the one that nobody sends to.
+// reflectorSockets are the one that is asked and the one that answers besides.
 type reflectorSockets struct{ main, other *net.UDPConn }
 
 func newReflector(now func() time.Time) *reflector {
-	r := &reflector{now: now, limit: rate.NewLimiter(reflectRate, reflectBurst), ports: make(map[bool]uint16)}
+	r := &reflector{now: now, limit: rate.NewLimiter(reflectRate, reflectBurst), ports: make(map[bool]uint16), others: make(map[bool]uint16)}
 	rand.Read(r.secret[:])
 	return r
 }
@@ -80,6 +81,16 @@ func (r *reflector) permission(ip net.IP) []byte {
 	}
 	token := r.token(a, r.slot())
 	return append(binary.BigEndian.AppendUint16(nil, port), token[:]...)
+}
+
+// second is the other port (2), which answers as well.
+func (r *reflector) second(ip net.IP) []byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if port := r.others[ip.To4() != nil]; port != 0 {
+		return binary.BigEndian.AppendUint16(nil, port)
+	}
+	return nil
 }
 
 func (r *reflector) slot() uint64 { return uint64(r.now().Unix() / int64(tokenSlot/time.Second)) }
@@ -134,6 +145,7 @@ func (r *reflector) open(listening []ma.Multiaddr, log *slog.Logger) {
 		log.Debug("reflecting", "udp", port)
 		r.mu.Lock()
 		r.ports[v4] = port
+		r.others[v4] = other.LocalAddr().(*net.UDPAddr).AddrPort().Port()
 		r.mu.Unlock()
 	}
 }
@@ -143,6 +155,7 @@ func (r *reflector) serve(ctx context.Context) {
 	var wg sync.WaitGroup
 	for _, s := range r.sockets {
 		wg.Go(func() { r.reply(s) })
+		wg.Go(func() { r.reply(reflectorSockets{s.other, s.main}) })
 	}
 	<-ctx.Done()
 	for _, s := range r.sockets {

@@ -13,7 +13,8 @@ import (
 // 20 packets (IPv4; IPv6 is not translated):
 //
 //  1. from the QUIC port, to a second port of the relay: another address than by the QUIC connection to
-//     its first port means that the mapping depends on the destination (1 packet, up to 3 if lost)
+//     its first port means that the mapping depends on the destination (1 packet, up to 3 if lost), and
+//     to a third one, for a NAT of few ports gives the same one twice by chance (1)
 //  2. from 6 fresh sockets in a row, to the same port: how new flows get their ports; the last two ask
 //     for a second answer from a port that they have not sent to, for the filter (6, again if lost)
 //  3. if there is a second relay: from the QUIC port to it, that it answer to a fresh socket, which has
@@ -45,6 +46,7 @@ type examination struct {
 // point is where a relay reflects, as we may ask it.
 type point struct {
 	to       netip.AddrPort
+	other    netip.AddrPort // one more port; may be invalid
 	token    [tokenSize]byte
 	observed netip.AddrPort // by the QUIC connection to the same relay
 }
@@ -58,7 +60,11 @@ func points(seen map[*link]observation) []point {
 		us, ok := quicAddrPort(o.addr)
 		if err == nil && ok && o.port != 0 && relay.Is4() && us.Addr().Is4() && !hosts[relay] {
 			hosts[relay] = true
-			out = append(out, point{netip.AddrPortFrom(relay, o.port), o.token, us})
+			p := point{to: netip.AddrPortFrom(relay, o.port), token: o.token, observed: us}
+			if o.other != 0 {
+				p.other = netip.AddrPortFrom(relay, o.other)
+			}
+			out = append(out, p)
 		}
 	}
 	return out
@@ -103,9 +109,12 @@ func (v *natView) run(e *examination, at []point) {
 	ctx, cancel := context.WithTimeout(v.node.ctx, observeWithin)
 	defer cancel()
 	var fresh [freshSockets]freshAnswer
-	var main netip.AddrPort
+	var main, third netip.AddrPort
 	var asking sync.WaitGroup
 	asking.Go(func() { main, _ = v.askMain(ctx, at[0], answerOnly, 0, askTimes) })
+	if at[0].other.IsValid() {
+		asking.Go(func() { third, _ = v.askMain(ctx, point{to: at[0].other, token: at[0].token}, answerOnly, 0, 1) })
+	}
 	open := make([]*freshSocket, 0, freshSockets)
 	defer func() {
 		for _, s := range open {
@@ -139,7 +148,7 @@ func (v *natView) run(e *examination, at []point) {
 	v.mu.Lock()
 	if main.IsValid() {
 		e.mapping = punch.Independent
-		if main != e.observed {
+		if main != e.observed || third.IsValid() && third != main {
 			e.mapping = punch.Dependent
 		}
 	}

@@ -42,7 +42,7 @@ const (
 // What a UDP request may ask for besides its answer.
 const (
 	answerOnly  = 0
-	answerOther = 1 // once more, from a port that nobody sends to
+	answerOther = 1 // once more, from the relay's other port
 	answerPort  = 2 // once more, to another port of ours
 )
 
@@ -52,6 +52,7 @@ type reflected struct {
 	proof punch.Proof // the zero Proof from an older relay
 	port  uint16      // where it reflects by UDP; 0: it does not
 	token [tokenSize]byte
+	other uint16 // one more port that reflects; 0: none
 }
 
 // observe asks the relay at the other end of c how it sees this very connection.
@@ -73,7 +74,7 @@ func observe(ctx context.Context, c network.Conn) (reflected, error) {
 }
 
 func readReflected(r io.Reader) (out reflected, err error) {
-	in := bufio.NewReader(io.LimitReader(r, maxMultiaddr+2*maxReflected+3*binary.MaxVarintLen64))
+	in := bufio.NewReader(io.LimitReader(r, maxMultiaddr+3*maxReflected+4*binary.MaxVarintLen64))
 	addr, err := readBytes(in, maxMultiaddr)
 	if err != nil {
 		return out, err
@@ -100,6 +101,9 @@ func readReflected(r io.Reader) (out reflected, err error) {
 	}
 	if len(permission) == 2+tokenSize {
 		out.port, out.token = binary.BigEndian.Uint16(permission), [tokenSize]byte(permission[2:])
+	}
+	if other, err := readBytes(in, maxReflected); err == nil && len(other) == 2 {
+		out.other = binary.BigEndian.Uint16(other)
 	}
 	return out, nil
 }
