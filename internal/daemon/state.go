@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -47,7 +48,10 @@ func openState(path string) (*state, error) {
 		return nil, fmt.Errorf("read %s: %w", path, err)
 	default:
 		// A deny that cannot be read must not turn into an allow.
-		if err := json.Unmarshal(data, &s.stateFile); err != nil {
+		// Nor one under a name that we do not know.
+		d := json.NewDecoder(bytes.NewReader(data))
+		d.DisallowUnknownFields()
+		if err := d.Decode(&s.stateFile); err != nil {
 			return nil, usage("repair it, or move it away and repeat your allow and deny commands",
 				"%s is damaged: %v", path, err)
 		}

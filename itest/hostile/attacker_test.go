@@ -35,6 +35,14 @@ type attacker struct {
 // newAttacker listens at 127.0.0.N, so that its connections come from there and not from where members come from.
 func newAttacker(t *testing.T, w *world, n int) *attacker {
 	t.Helper()
+	a := newAttackerAt(t, n)
+	a.addrs[w.relayID()] = []ma.Multiaddr{ma.StringCast(fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", w.relayPort))}
+	a.addrs[w.nasID()] = w.nasAddrs()
+	return a
+}
+
+func newAttackerAt(t *testing.T, n int) *attacker {
+	t.Helper()
 	key, _, err := crypto.GenerateEd25519Key(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -45,10 +53,7 @@ func newAttacker(t *testing.T, w *world, n int) *attacker {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { h.Close() })
-	a := &attacker{Host: h, t: t, key: key, addrs: map[peer.ID][]ma.Multiaddr{}}
-	a.addrs[w.relayID()] = []ma.Multiaddr{ma.StringCast(fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", w.relayPort))}
-	a.addrs[w.nasID()] = w.nasAddrs()
-	return a
+	return &attacker{Host: h, t: t, key: key, addrs: map[peer.ID][]ma.Multiaddr{}}
 }
 
 func (w *world) relayID() peer.ID { return decode(w.t, w.relay.status().Peer) }

@@ -113,8 +113,14 @@ func (m *machine) start(event string, args ...string) fwdtest.Event {
 
 func (m *machine) process(event string, args ...string) (fwdtest.Event, *exec.Cmd) {
 	m.t.Helper()
-	cmd := m.command(append(args, "--json")...)
-	var stderr bytes.Buffer
+	return m.processBy(func(c *exec.Cmd) *exec.Cmd { return c }, event, args...)
+}
+
+// processBy is process with a word about how it is started.
+func (m *machine) processBy(how func(*exec.Cmd) *exec.Cmd, event string, args ...string) (fwdtest.Event, *exec.Cmd) {
+	m.t.Helper()
+	cmd := how(m.command(append(args, "--json")...))
+	var stderr, said bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.StdoutPipe()
 	if err == nil {
@@ -140,6 +146,7 @@ func (m *machine) process(event string, args ...string) (fwdtest.Event, *exec.Cm
 		lines.Buffer(nil, 4<<20)
 		for lines.Scan() {
 			var e fwdtest.Event
+			said.Write(append(lines.Bytes(), '\n'))
 			if json.Unmarshal(lines.Bytes(), &e) == nil && e.Event == event {
 				select {
 				case found <- e:
@@ -153,7 +160,7 @@ func (m *machine) process(event string, args ...string) (fwdtest.Event, *exec.Cm
 	case e := <-found:
 		return e, cmd
 	case <-ended:
-		m.t.Fatalf("fwd %s ended without %q: %s", strings.Join(args, " "), event, stderr.String())
+		m.t.Fatalf("fwd %s ended without %q: %s%s", strings.Join(args, " "), event, stderr.String(), said.String())
 	case <-time.After(patience):
 		m.t.Fatalf("fwd %s: no %q in %v", strings.Join(args, " "), event, patience)
 	}
