@@ -2,9 +2,12 @@ package identity
 
 import (
 	"bytes"
+	"encoding/json"
 	"io"
 	"strings"
 	"testing"
+
+	"github.com/libp2p/go-libp2p/core/crypto"
 )
 
 // One property for everything that is parsed from outside: what was read prints, and
@@ -208,6 +211,70 @@ func FuzzKeyFile(f *testing.F) {
 		again, err := parseKey(text)
 		if err != nil || !again.Equals(key) {
 			t.Fatalf("%q printed as %q: %v", b, text, err)
+		}
+	})
+}
+
+func FuzzPage(f *testing.F) {
+	n := newNetwork(f)
+	n.join(f, "guest", InviteOptions{Only: []Grant{{"nas", n.id}}})
+	_, err := n.owner.Heartbeat(t0)
+	must(f, err)
+	whole, err := n.book.now.Load().format()
+	must(f, err)
+	f.Add(whole)
+	f.Add([]byte(`{"v":1}`))
+	f.Add([]byte(`{"v":1,"slices":["AA=="]}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		g, err := parsePage(data)
+		if err != nil {
+			return
+		}
+		again, err := g.format()
+		must(t, err)
+		if _, err := parsePage(again); err != nil {
+			t.Fatalf("%q does not read back: %v", again, err)
+		}
+	})
+}
+
+func FuzzHeartbeat(f *testing.F) {
+	n := newNetwork(f)
+	beat, err := n.owner.Heartbeat(t0)
+	must(f, err)
+	f.Add(beat)
+	f.Fuzz(func(t *testing.T, envelope []byte) {
+		if h, err := openHeartbeat(envelope, n.owner.Network()); err == nil && !bytes.Equal(h.envelope, beat) {
+			t.Fatalf("a heartbeat that nobody signed: %+v", h)
+		}
+	})
+}
+
+func FuzzBackup(f *testing.F) {
+	n := newNetwork(f)
+	key, err := crypto.MarshalPrivateKey(n.owner.key)
+	must(f, err)
+	plain, err := json.Marshal(backupText{Key: key, Roster: n.book.Current().Envelope, Invites: n.owner.ledger.text()})
+	must(f, err)
+	f.Add(plain)
+	f.Fuzz(func(t *testing.T, plain []byte) {
+		if key, s, _, err := parseBackup(plain); err == nil && (key == nil || s == nil) {
+			t.Fatal("half a backup was taken")
+		}
+	})
+}
+
+func FuzzNames(f *testing.F) {
+	r, _ := sampleRoster(f)
+	for _, s := range []string{"nas", "nas.nas-box", "nas.nas-box.fwd", "", ".", "a..b", "NAS.fwd", "12D3KooWPPmbPEjhA4q1TmgWZjPjNJY6i32tdsSvdpS29ZWQRjDP"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if service, p, err := r.Resolve(s); err == nil && (CheckName(service) != nil || r.index(p) < 0) {
+			t.Fatalf("%q is %q at %s", s, service, p)
+		}
+		if p, err := r.ResolvePeer(s); err == nil && r.index(p) < 0 {
+			t.Fatalf("%q is %s, who is not on the roster", s, p)
 		}
 	})
 }

@@ -42,3 +42,24 @@ func TestADamagedStateIsNamedAndKept(t *testing.T) {
 		t.Errorf("the file was changed to %q", data)
 	}
 }
+
+func FuzzState(f *testing.F) {
+	f.Add([]byte(`{"port":20001,"denied":{"nas":["tag:ops"]}}`))
+	f.Add([]byte(`{"denier":{}}`))
+	path := filepath.Join(f.TempDir(), "daemon")
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s, err := openState(path)
+		if err != nil {
+			return
+		}
+		if err := s.change(func(*stateFile) {}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := openState(path); err != nil {
+			t.Fatalf("%q does not read back: %v", data, err)
+		}
+	})
+}

@@ -285,3 +285,17 @@ func TestPunchesOfOnePeerArePaced(t *testing.T) {
 		}
 	})
 }
+
+func FuzzWithoutPrivate(f *testing.F) {
+	f.Add([]byte{2, 0x12, 0}, []byte(ma.StringCast("/ip4/10.0.0.1/tcp/1").Bytes()))
+	f.Fuzz(func(t *testing.T, said, from []byte) {
+		a, err := ma.NewMultiaddrBytes(from)
+		if err != nil {
+			return
+		}
+		out, err := withoutPrivate(said, a)
+		if err == nil && len(said) > 0 && len(out) == 0 {
+			t.Fatal("a message vanished")
+		}
+	})
+}
