@@ -82,6 +82,7 @@ func (v *natView) refresh(ctx context.Context) map[*link]observation {
 				v.node.log.Debug("relay does not say how it sees us", "relay", l.conn.RemotePeer(), "err", err)
 				return
 			}
+			v.node.log.Debug("seen by a relay", "relay", l.conn.RemoteMultiaddr(), "at", answer.addr)
 			v.mu.Lock()
 			defer v.mu.Unlock()
 			v.seen[l] = observation{answer, now}
@@ -92,9 +93,10 @@ func (v *natView) refresh(ctx context.Context) map[*link]observation {
 	defer v.mu.Unlock()
 	out := make(map[*link]observation)
 	for l, o := range v.seen {
-		if slices.Contains(links, l) {
+		switch {
+		case slices.Contains(links, l):
 			out[l] = o
-		} else {
+		case l.conn.IsClosed(): // one that is newer than links is another refresh's
 			delete(v.seen, l)
 		}
 	}
