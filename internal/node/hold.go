@@ -19,6 +19,10 @@ const (
 // punchAgain are the waits after failed punches; the last one repeats.
 var punchAgain = [...]time.Duration{5 * time.Second, 15 * time.Second, time.Minute, 5 * time.Minute, 15 * time.Minute, time.Hour}
 
+// punchSoon is the longest of these waits for a peer that had a direct path a moment ago: one of the two is
+// changing its network, and what failed was likely begun in the midst of it.
+const punchSoon = 10 * time.Second
+
 // hold is a peer in use.
 type hold struct {
 	users   int
@@ -125,7 +129,11 @@ func (n *Node) keep(ctx context.Context, p peer.ID) {
 		case ok := <-punching:
 			punching = nil
 			if !ok {
-				punchAt = time.Now().Add(punchAgain[min(punched, len(punchAgain)-1)])
+				wait := punchAgain[min(punched, len(punchAgain)-1)]
+				if n.paths.lostLately(p) {
+					wait = min(wait, punchSoon)
+				}
+				punchAt = time.Now().Add(wait)
 				punched++
 			}
 		case <-tidy.C:

@@ -83,7 +83,7 @@ func (n *Node) networkChanged(now []string) {
 	n.network.next(n.ctx)
 	n.nat.forget()
 	n.paths.forgive()
-	n.dials.mayDoubt() // what follows asks the relays anew
+	n.dials.asked() // by what follows
 	n.wake.send(networkChanged)
 	for _, p := range n.Connected() {
 		n.tasks.start(func() { n.checkLinks(p) })

@@ -194,6 +194,14 @@ func (ps *paths) forgive() {
 	}
 }
 
+// lostLately says whether p had a direct path some minutes ago.
+func (ps *paths) lostLately(p peer.ID) bool {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	pp := ps.peers[p]
+	return pp != nil && time.Since(pp.fell) < forgiveAfter
+}
+
 // trialLeft is how long l has to wait until it may be p's path again; it is measured then.
 func (ps *paths) trialLeft(p peer.ID, l *link) time.Duration {
 	ps.mu.Lock()

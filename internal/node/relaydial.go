@@ -17,7 +17,7 @@ const (
 	relayDialWithin, relayDialLonger = 2 * time.Second, 6 * time.Second
 	relayDialPatient                 = 3
 	// doubtEvery bounds how often a lost path makes us ask the relays anew how they see us.
-	doubtEvery = 10 * time.Second
+	doubtEvery = 5 * time.Second
 )
 
 // relayDials are the dials of relays under way: one a relay, whoever waits for it.
@@ -27,6 +27,8 @@ type relayDials struct {
 	mu     sync.Mutex
 	failed map[peer.ID]int // in a row
 	doubt  time.Time       // when the relays were last asked anew
+
+	waiting bool // somebody is about to
 }
 
 // connectRelay makes sure that there is a connection to relay.
@@ -70,19 +72,31 @@ func (d *relayDials) patience(relay peer.ID) time.Duration {
 // doubtAddress says that a direct path was lost: our router may have another address, which nothing here
 // shows. The relays go on seeing an old connection where it began, so they are dialled anew.
 func (n *Node) doubtAddress() {
-	if n.dials.mayDoubt() {
+	wait, first := n.dials.doubtIn()
+	if !first {
+		return // somebody waits to do it already
+	}
+	n.tasks.start(func() {
+		if !sleep(n.ctx, wait) {
+			return
+		}
+		n.dials.asked()
 		n.nat.forget()
 		n.wake.send(networkChanged)
-	}
+	})
 }
 
-// mayDoubt is true once every doubtEvery.
-func (d *relayDials) mayDoubt() bool {
+// doubtIn says when the relays may be asked anew, and whether the caller is the one to do it.
+func (d *relayDials) doubtIn() (wait time.Duration, first bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if time.Since(d.doubt) < doubtEvery {
-		return false
-	}
-	d.doubt = time.Now()
-	return true
+	first, d.waiting = !d.waiting, true
+	return doubtEvery - time.Since(d.doubt), first
+}
+
+// asked notes that the relays are being asked anew.
+func (d *relayDials) asked() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.doubt, d.waiting = time.Now(), false
 }
