@@ -248,3 +248,40 @@ func TestTheOwnerMovesAndThenObeysTheNewOne(t *testing.T) {
 	_, err = relay.call(OwnerExportRequest{Passphrase: "x"})
 	wantCode(t, err, "not-owner")
 }
+
+func TestAReplacedMachineKeepsItsPlaceAndItsUsersAreAskedFirst(t *testing.T) {
+	relay, first := newRelay(t)
+	old, laptop, fresh := newMachine(t), newMachine(t), newMachine(t)
+	laptop.must(JoinRequest{Invite: first, As: "laptop"})
+	old.must(JoinRequest{Invite: relay.inviteFor(InviteRequest{Tags: []string{"box"}}), As: "nas-box"})
+	_, end := old.hold(ExposeRequest{Target: reverser(t), Name: "nas"}, "exposed")
+	laptop.hold(ConnectRequest{Name: "nas", Local: "127.0.0.1:0", Timeout: patience}, "listening") // pins it
+	end()
+	fresh.must(JoinRequest{Invite: relay.inviteFor(InviteRequest{Replace: "nas-box"}), As: "whatever"})
+	if s := fresh.status(); s.Name != "nas-box" {
+		t.Errorf("the new machine is called %q", s.Name)
+	}
+	fresh.hold(ExposeRequest{Target: reverser(t), Name: "nas"}, "exposed")
+	eventually(t, "the laptop has heard", func() bool {
+		_, err := laptop.call(ConnectRequest{Name: "nas", Local: "127.0.0.1:0", Timeout: time.Second})
+		var f *Failure
+		return errors.As(err, &f) && f.Exit == ExitIdentityChanged
+	})
+	laptop.must(TrustRequest{Name: "nas"})
+	laptop.hold(ConnectRequest{Name: "nas", Local: "127.0.0.1:0", Timeout: patience}, "listening")
+	if _, err := old.call(ConnectRequest{Name: "nas", Local: "127.0.0.1:0", Timeout: 2 * time.Second}); err == nil {
+		t.Error("the machine replaced still gets in")
+	}
+}
+
+func TestADeviceExposesAndUsesNothing(t *testing.T) {
+	relay, first := newRelay(t)
+	nas, sensor := newMachine(t), newMachine(t)
+	nas.must(JoinRequest{Invite: first, As: "nas-box"})
+	sensor.must(JoinRequest{Invite: relay.inviteFor(InviteRequest{Device: true}), As: "sensor"})
+	nas.hold(ExposeRequest{Target: reverser(t), Name: "nas"}, "exposed")
+	sensor.hold(ExposeRequest{Target: reverser(t), Name: "temperature"}, "exposed")
+	nas.hold(ConnectRequest{Name: "temperature", Local: "127.0.0.1:0", Timeout: patience}, "listening")
+	_, err := sensor.call(ConnectRequest{Name: "nas", Local: "127.0.0.1:0", Timeout: patience})
+	wantCode(t, err, "refused")
+}
