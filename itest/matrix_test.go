@@ -40,7 +40,7 @@ var shortNames = map[lab.NAT]string{lab.Open: "open", lab.FullCone: "FC", lab.Ad
 	lab.PortRestrictedInputAccept: "PRa", lab.PortRange: "range", lab.Symmetric: "SYM", lab.SymmetricBlock: "block",
 	lab.Sequential: "SEQ", lab.UDPBlocked: "UDPB"}
 
-// expected is the route of a pair where both have UDP and TCP, and how long it may take.
+// expected is the route of a pair where both have UDP and TCP ("": either), and how long it may take.
 func expected(a, b lab.NAT) (route string, ceiling time.Duration) {
 	random := func(k lab.NAT) bool { return k == lab.Symmetric || k == lab.SymmetricBlock }
 	// Those that answer any port of who they have sent to.
@@ -51,6 +51,8 @@ func expected(a, b lab.NAT) (route string, ceiling time.Duration) {
 	switch {
 	case !random(a) || lenient(b):
 		return "direct", openCeiling // SEQ and UDPB keep their TCP ports
+	case a == lab.SymmetricBlock && (b == lab.Sequential || b == lab.UDPBlocked):
+		return "", knownCeiling // relayed, but TCP is tried often enough to hit one of 512 ports now and then
 	case random(b) || b == lab.Sequential || b == lab.UDPBlocked:
 		return "relay", knownCeiling
 	}
@@ -178,7 +180,7 @@ func (g *grid) check(expected func(a, b lab.NAT) (string, time.Duration)) {
 			} else {
 				took = c.Known
 			}
-			if c.Route != want || took > ceiling {
+			if c.Route == "" || want != "" && c.Route != want || took > ceiling {
 				g.t.Errorf("%v connects to %v: %s after %v, want %s within %v; %s", a, b, c.Route, took, want, ceiling, c.Reason)
 			}
 			for side := range 2 {
@@ -186,7 +188,7 @@ func (g *grid) check(expected func(a, b lab.NAT) (string, time.Duration)) {
 					g.t.Errorf("%v connects to %v: side %d sent %d packets to %d ports", a, b, side, c.packets[side], c.ports[side])
 				}
 			}
-			if want == "relay" && !strings.Contains(c.Reason, "Would help") {
+			if c.Route == "relay" && !strings.Contains(c.Reason, "Would help") {
 				g.t.Errorf("%v connects to %v: no help in the reason %q", a, b, c.Reason)
 			}
 		}
