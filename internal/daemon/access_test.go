@@ -285,3 +285,38 @@ func TestADeviceExposesAndUsesNothing(t *testing.T) {
 	_, err := sensor.call(ConnectRequest{Name: "nas", Local: "127.0.0.1:0", Timeout: patience})
 	wantCode(t, err, "refused")
 }
+
+func TestASecondRelayJoinsByAnInviteAndCarries(t *testing.T) {
+	owner, first := newRelay(t)
+	nas := newMachine(t)
+	nas.must(JoinRequest{Invite: first, As: "nas-box"})
+	code := nas.inviteFor(InviteRequest{Relay: true}) // an admin asks the owner
+	second := &machine{t, Home{State: shortTemp(t)}}
+	at := "127.0.0.1:" + freePort(t)
+	up := make(chan Event, 1)
+	second.run(func(ctx context.Context) error {
+		return Run(ctx, second.home, RelayRequest{Listen: []string{at}, Announce: []string{at}, Name: "vps-2", Invite: code}, func(e Event) {
+			if e.Event == "relay" {
+				up <- e
+			}
+		})
+	})
+	await(t, up, "the second relay")
+	eventually(t, "the NAS reserves at both", func() bool {
+		reserved := 0
+		for _, r := range nas.status().Relays {
+			if r.Reserved {
+				reserved++
+			}
+		}
+		return reserved == 2
+	})
+	if s := owner.status(); len(s.Relays) != 1 {
+		t.Errorf("the owner lists %d other relays", len(s.Relays))
+	}
+	member := newMachine(t)
+	member.must(JoinRequest{Invite: nas.invite(), As: "member"}) // by a relay that is not the owner, perhaps
+	if _, err := second.call(InviteRequest{}); err == nil {
+		t.Error("a relay may invite")
+	}
+}
