@@ -26,8 +26,9 @@ import (
 // besideProtocol is punching's, spoken on a direct connection, for a TCP connection beside it.
 const besideProtocol protocol.ID = "/fwd/beside/1"
 
-// besideAgain is when TCP is sought again where it was not found, or was lost; another network is another chance.
-const besideAgain = 5 * time.Minute
+// besideAgain are the waits after a search that found nothing: at first the relays may not have told yet how they see us.
+// The last one is also the least time between two searches in one network.
+var besideAgain = [...]time.Duration{2 * time.Second, 10 * time.Second, 30 * time.Second}
 
 // ErrStay says that there is no better connection than the one in use.
 var ErrStay = errors.New("no better connection")
@@ -103,15 +104,23 @@ func (n *Node) seekBeside(p peer.ID, kind PathKind) {
 		return
 	}
 	last := ps.beside[p]
-	if in := n.network.ctx(); last.network == in && time.Since(last.at) < besideAgain {
+	if in := n.network.ctx(); last.network == in && time.Since(last.at) < besideAgain[len(besideAgain)-1] {
 		return
 	} else {
 		ps.beside[p] = search{time.Now(), in}
+		n.tasks.start(func() { n.seekTCP(in, p) })
 	}
-	n.tasks.start(func() {
-		o, err := n.beside.Punch(n.ctx, p)
+}
+
+// seekTCP tries some times, until there is a TCP connection or the network is another one.
+func (n *Node) seekTCP(ctx context.Context, p peer.ID) {
+	for i := 0; ; i++ {
+		o, err := n.beside.Punch(ctx, p)
 		n.log.Debug("TCP beside the path", "peer", p, "found", o.Direct, "step", o.Step, "took", o.Took, "err", err)
-	})
+		if n.paths.hasTCP(p) || i == len(besideAgain) || !sleep(ctx, besideAgain[i]) || !n.paths.has(p, Direct) {
+			return
+		}
+	}
 }
 
 // newBeside punches with TCP alone, by way of the direct connection.

@@ -16,7 +16,7 @@ type tuned struct{ transport.Upgrader }
 
 func (u tuned) Upgrade(ctx context.Context, t transport.Transport, c manet.Conn, dir network.Direction, p peer.ID, scope network.ConnManagementScope) (transport.CapableConn, error) {
 	tune(c)
-	return u.Upgrader.Upgrade(ctx, t, c, dir, p, scope)
+	return u.Upgrader.Upgrade(ctx, t, newCoalescing(c), dir, p, scope)
 }
 
 func (u tuned) GateMaListener(l manet.Listener) transport.GatedMaListener {
@@ -27,10 +27,11 @@ type tunedListener struct{ manet.Listener }
 
 func (l tunedListener) Accept() (manet.Conn, error) {
 	c, err := l.Listener.Accept()
-	if err == nil {
-		tune(c)
+	if err != nil {
+		return nil, err
 	}
-	return c, err
+	tune(c)
+	return newCoalescing(c), nil
 }
 
 // tune sets what the system offers; what it refuses stays as it is, and doctor says so.
