@@ -16,13 +16,14 @@ import (
 //
 //	2222             port on this machine alone, printed as 127.0.0.1:2222; 0: any free one
 //	addr:2222        port on one address; 0.0.0.0:2222 on all of them
+//	2222/udp         for UDP alone, where a service has both
 //	unix:/path       unix socket, which only this user may open
 //	-                standard input and output, one connection
 //	(nothing)        to be chosen: the zero Local
 //
 // What String prints ParseLocal reads back as the same Local.
 type Local struct {
-	network string // "tcp", "unix", "stdio" or, to be chosen, ""
+	network string // "tcp", "udp", "unix", "stdio" or, to be chosen, ""
 	address string // host:port or path
 }
 
@@ -51,12 +52,19 @@ func parseLocal(s string) (Local, error) {
 	if strings.HasPrefix(s, "/") {
 		return Local{}, fmt.Errorf("for a unix socket write unix:%s", s)
 	}
+	network := "tcp"
+	if addr, suffix, ok := strings.Cut(s, "/"); ok {
+		if suffix != "udp" {
+			return Local{}, fmt.Errorf("%q is no protocol; write /udp, or nothing for what the service has", suffix)
+		}
+		s, network = addr, suffix
+	}
 	if !strings.Contains(s, ":") {
 		port, err := parseListenPort(s)
 		if err != nil {
 			return Local{}, err
 		}
-		return Local{"tcp", joinHostPort("127.0.0.1", port)}, nil
+		return Local{network, joinHostPort("127.0.0.1", port)}, nil
 	}
 	host, port, err := splitHostPort(s)
 	if err != nil {
@@ -72,7 +80,7 @@ func parseLocal(s string) (Local, error) {
 	if err != nil {
 		return Local{}, err
 	}
-	return Local{"tcp", joinHostPort(host, n)}, nil
+	return Local{network, joinHostPort(host, n)}, nil
 }
 
 func parseListenPort(s string) (int, error) {
@@ -89,6 +97,8 @@ func (l Local) String() string {
 		return "unix:" + l.address
 	case "stdio":
 		return "-"
+	case "udp":
+		return l.address + "/udp"
 	}
 	return l.address
 }
@@ -97,6 +107,12 @@ func (l Local) String() string {
 // Neither can be listened on.
 func (l Local) Auto() bool  { return l.network == "" }
 func (l Local) Stdio() bool { return l.network == "stdio" }
+
+// UDP reports whether only datagrams are wanted.
+func (l Local) UDP() bool { return l.network == "udp" }
+
+// ForUDP is the same address and port for datagrams.
+func (l Local) ForUDP() Local { return Local{"udp", l.address} }
 
 // Network and Address are what net.Listen takes.
 func (l Local) Network() string { return l.network }
@@ -150,11 +166,26 @@ func (l Local) Listen() (net.Listener, error) {
 	return ln, nil
 }
 
+// ListenUDP opens a local address for datagrams. The error is a *ListenError.
+func (l Local) ListenUDP() (*net.UDPConn, error) {
+	l = l.ForUDP()
+	network := "udp"
+	if addr, err := netip.ParseAddrPort(l.address); err == nil && addr.Addr().Is4() {
+		network = "udp4" // else 0.0.0.0 would be [::] too
+	}
+	c, err := net.ListenPacket(network, l.address)
+	if err != nil {
+		return nil, &ListenError{Local: l, Hint: l.listenHint(err), Err: err}
+	}
+	return c.(*net.UDPConn), nil
+}
+
 func (l Local) listenHint(err error) string {
+	port := l.network == "tcp" || l.network == "udp"
 	switch {
-	case errors.Is(err, syscall.EADDRINUSE) && l.network == "tcp":
+	case errors.Is(err, syscall.EADDRINUSE) && port:
 		return "name another port, or 0 for any free one"
-	case errors.Is(err, os.ErrPermission) && l.network == "tcp" && l.Port() < 1024:
+	case errors.Is(err, os.ErrPermission) && port && l.Port() < 1024:
 		return "ports below 1024 need privileges; name one from 1024 up, for example " + strconv.Itoa(l.Port()+8000)
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		return "this machine does not have that address; 0.0.0.0 means all it has"

@@ -15,11 +15,11 @@ import (
 //	22               port of this machine, printed as 127.0.0.1:22
 //	host:22          name, IPv4 or [IPv6] address of a machine the exit can reach
 //	unix:/path       unix socket
-//	53/udp           parsed, but not carried yet; /tcp may be written and is not printed
+//	53/udp           the same for UDP, host:53/udp too; /tcp may be written and is not printed
 //
 // What String prints ParseTarget reads back as the same Target.
 type Target struct {
-	Network string // "tcp" or "unix"
+	Network string // "tcp", "udp" or "unix"
 	Address string // host:port or path, as net.Dial takes them
 }
 
@@ -28,9 +28,6 @@ func ParseTarget(s string) (Target, error) {
 	t, err := parseTarget(s)
 	if err != nil {
 		return Target{}, fmt.Errorf("target %q: %w", s, err)
-	}
-	if t.Network == "udp" {
-		return Target{}, fmt.Errorf("target %q: UDP is not carried yet; TCP and unix sockets are", s)
 	}
 	return t, nil
 }
@@ -91,11 +88,17 @@ func (t Target) String() string {
 	return t.Address
 }
 
+// UDP reports whether it takes datagrams.
+func (t Target) UDP() bool { return t.Network == "udp" }
+
 // Port is the target's port, 0 for a unix socket.
 func (t Target) Port() int { return portOf(t.Network, t.Address) }
 
-// Dial connects to the target, within [TargetTimeout].
+// Dial connects to a target that is not UDP, within [TargetTimeout].
 func (t Target) Dial(ctx context.Context) (Conn, error) {
+	if t.UDP() {
+		return nil, fmt.Errorf("target %s takes datagrams, not connections", t)
+	}
 	d := net.Dialer{Timeout: TargetTimeout, KeepAliveConfig: keepAlive}
 	c, err := d.DialContext(ctx, t.Network, t.Address)
 	if err != nil {

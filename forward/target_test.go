@@ -11,6 +11,8 @@ func TestParseTarget(t *testing.T) {
 		{"22/tcp", "127.0.0.1:22", "ssh"},
 		{"3000", "127.0.0.1:3000", "port-3000"},
 		{"8080", "127.0.0.1:8080", "http"},
+		{"51820/udp", "127.0.0.1:51820/udp", "port-51820"},
+		{"router:53/udp", "router:53/udp", "dns"},
 		{"printer:631", "printer:631", "ipp"},
 		{"192.168.1.7:80", "192.168.1.7:80", "http"},
 		{"[::1]:443", "[::1]:443", "https"},
@@ -44,7 +46,6 @@ func TestTargetMistakesNameTheirMend(t *testing.T) {
 		{"-1", "no port number"},
 		{"+22", "no port number"},
 		{"8000-8010", "name each port"},
-		{"53/udp", "UDP is not carried yet"},
 		{"22/sctp", "/tcp, /udp"},
 		{"http://localhost:80", "host:port"},
 		{"/var/run/docker.sock", "unix:/var/run/docker.sock"},
@@ -80,6 +81,8 @@ func TestParseLocal(t *testing.T) {
 		{"[::]:8999", "[::]:8999"},
 		{"localhost:80", "localhost:80"},
 		{"unix:/tmp/s", "unix:/tmp/s"},
+		{"53/udp", "127.0.0.1:53/udp"},
+		{"[::1]:53/udp", "[::1]:53/udp"},
 		{"-", "-"},
 		{"", ""},
 	} {
@@ -95,6 +98,7 @@ func TestParseLocal(t *testing.T) {
 func TestLocalMistakesNameTheirMend(t *testing.T) {
 	for _, c := range []struct{ in, mend string }{
 		{"auto", "no port number"},
+		{"53/tcp", "write /udp, or nothing"},
 		{":2222", "0.0.0.0:2222"},
 		{"example.com:22", "no address of this machine"},
 		{"http://localhost:1", "only its port"},
@@ -131,7 +135,7 @@ func FuzzTarget(f *testing.F) {
 }
 
 func FuzzLocal(f *testing.F) {
-	for _, s := range []string{"2222", "0", "-", "0.0.0.0:22", "[::1]:80", "unix:/a b", "localhost:1"} {
+	for _, s := range []string{"2222", "0", "-", "0.0.0.0:22", "[::1]:80", "unix:/a b", "localhost:1", "53/udp", "a:1/udp"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

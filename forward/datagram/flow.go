@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
 )
 
 // A Flow is what one application at the entry exchanges with one service.
@@ -147,6 +149,9 @@ func (f *Flow) end(err error) {
 type Incoming struct {
 	flow *Flow
 }
+
+// Peer is who asks.
+func (in *Incoming) Peer() peer.ID { return in.flow.half.peer }
 
 // Service is what the peer asks for.
 func (in *Incoming) Service() string { return in.flow.service }
