@@ -87,6 +87,7 @@ type ServicesMsg struct {
 type ServiceInfo struct {
 	Name string `json:"name"`
 	Port uint16 `json:"port,omitempty"` // 0: the target has none
+	UDP  bool   `json:"udp,omitempty"`  // it takes datagrams; the same name may be there for TCP too
 }
 
 // Check refuses a list that no fwd would write.

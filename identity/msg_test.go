@@ -13,7 +13,7 @@ func TestMessagesComeOutAsTheyWentIn(t *testing.T) {
 	var wire bytes.Buffer
 	want := RosterMsg{Term: 1, Epoch: 2, Roster: []byte{1, 2}, Slices: [][]byte{{3}}}
 	must(t, WriteMsg(&wire, want))
-	must(t, WriteMsg(&wire, ServicesMsg{Services: []ServiceInfo{{"nas", 22}}}))
+	must(t, WriteMsg(&wire, ServicesMsg{Services: []ServiceInfo{{Name: "nas", Port: 22}}}))
 	var got RosterMsg
 	must(t, ReadMsg(&wire, MaxRosterMsg, &got))
 	if !reflect.DeepEqual(got, want) {

@@ -27,15 +27,19 @@ ends; Ctrl-C ends it and its connections, and nothing else.
 "listening on …" is printed as soon as connections are accepted. A machine that is
 offline is waited for, unless --timeout says how long. With "-" one connection is
 carried over standard input and output, as ssh wants a ProxyCommand; a machine's name
-then means its service ssh. Several services are NAME:LOCAL each.`,
+then means its service ssh. Several services are NAME:LOCAL each.
+
+A service for UDP has its datagrams carried, each as a whole and none twice; what the path
+does not take in time is dropped. Where the name is there for TCP and UDP, both appear.`,
 		Example: `fwd connect nas 2222            # then: ssh -p 2222 localhost
 fwd connect web                 # the target's own port, or a free one
 fwd connect nas:2222 web:8080 db:unix:/tmp/db.sock
+fwd connect wg 51820            # UDP, if that is what the service is
 fwd connect nas 0.0.0.0:8999    # for others too; the exposer must allow this machine
 ssh -o ProxyCommand='fwd connect %h -' nas.fwd`,
 		Annotations: map[string]string{
 			partArgs: "NAME\tservice, as \"fwd ls\" lists it, or SERVICE.MACHINE\n" +
-				"LOCAL\t2222, addr:2222, unix:/path or -; default the target's own port, or a free one",
+				"LOCAL\t2222, addr:2222, 2222/udp, unix:/path or -; default the target's own port, or a free one",
 			partExits: "3 4 5 6 7",
 		},
 		Args: oneOrSeveral,
@@ -72,13 +76,16 @@ func (a *app) connect(ctx context.Context, req daemon.ConnectRequest, label stri
 	if label != "" {
 		label += ": "
 	}
-	told := false
+	told := map[string]bool{} // a service for TCP and UDP listens twice
 	return a.hold(ctx, func() any { return req }, func(e daemon.Event) {
 		switch {
 		case e.Event == "listening":
-			again := told
-			told = true
-			req.Local, req.Keep = e.Local, false // a repetition wants the same
+			again := told[e.Local]
+			told[e.Local] = true
+			if !strings.HasSuffix(e.Local, "/udp") || len(told) == 1 {
+				req.Local = e.Local // a repetition wants the same; without "/udp" it means both
+			}
+			req.Keep = false
 			a.listening(e, again, label != "")
 		case a.out.json:
 			a.tell(e)
@@ -116,6 +123,7 @@ func (a *app) listening(e daemon.Event, again, several bool) {
 // usage is what most people type to use a forward: the target's port tells the kind.
 // Empty where there is nothing that everybody would.
 func usage(service string, port int, local string) string {
+	local, udp := strings.CutSuffix(local, "/udp")
 	host, lport, err := net.SplitHostPort(local)
 	if err != nil || strings.HasPrefix(local, "unix:") {
 		return ""
@@ -128,6 +136,12 @@ func usage(service string, port int, local string) string {
 	site := strings.ReplaceAll(service, ".", "-") + ".localhost:" + lport
 	if host != "localhost" {
 		site = net.JoinHostPort(host, lport)
+	}
+	if udp {
+		if port == 53 {
+			return fmt.Sprintf("dig -p %s @%s NAME", lport, host)
+		}
+		return ""
 	}
 	switch port {
 	case 22:

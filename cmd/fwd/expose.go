@@ -22,12 +22,16 @@ func newExpose(a *app) *cobra.Command {
 ends it and its connections, and nothing else.
 
 Everybody on the roster may use it unless --allow says who. On a machine that is in
-no network yet, one is made, which this machine then owns.`,
+no network yet, one is made, which this machine then owns.
+
+One name may stand for a TCP and a UDP target, exposed one by one; who may use them is one
+list.`,
 		Example: `fwd expose 22 --name nas
 fwd expose 192.168.1.7:80 --name printer --allow laptop,tag:office
+fwd expose 51820/udp --name wg
 fwd expose unix:/var/run/docker.sock --hold 1h`,
 		Annotations: map[string]string{
-			partArgs:  "TARGET\t22, host:22, [::1]:22, or unix:/path/to/socket",
+			partArgs:  "TARGET\t22, host:22, [::1]:22, 53/udp, or unix:/path/to/socket",
 			partExits: "4",
 		},
 		Args: words(1, 1),

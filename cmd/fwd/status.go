@@ -133,7 +133,7 @@ func (p painter) status(s *daemon.Status, watched bool) string {
 		} else {
 			look = bad
 		}
-		rows = append(rows, []cell{{short(v.ID), faint}, {v.Role, plain}, {v.Service, strong}, {v.Machine, plain}, {state, look},
+		rows = append(rows, []cell{{short(v.ID), faint}, {v.Role, plain}, {sessionService(v), strong}, {v.Machine, plain}, {state, look},
 			{bytesWord(v.Sent) + " sent", plain}, {bytesWord(v.Received) + " received", plain},
 			{count(v.Migrations, "migration"), faint}, {waits(v), fair}})
 	}
@@ -146,6 +146,14 @@ func (p painter) status(s *daemon.Status, watched bool) string {
 	}
 	p.section(&b, "not there yet", rows)
 	return b.String()
+}
+
+// sessionService marks the flows of datagrams.
+func sessionService(s daemon.Session) string {
+	if s.Protocol != "" {
+		return s.Service + "/" + s.Protocol
+	}
+	return s.Service
 }
 
 // pathCells is one line of paths: to whom, how, how fast, and why not directly.
@@ -300,6 +308,9 @@ func newLs(a *app) *cobra.Command {
 				port := ""
 				if s.Port != 0 {
 					port = strconv.Itoa(s.Port)
+				}
+				if s.UDP {
+					port += "/udp"
 				}
 				rows = append(rows, []string{s.Service, s.Machine, port, s.State, pathWords(s.Path)})
 			}

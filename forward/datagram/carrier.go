@@ -230,7 +230,7 @@ func (c *carrier) fill(buf, packet []byte) []byte {
 			break
 		}
 		f := it.flow
-		f.sent.Add(int64(len(it.data)))
+		f.gone(len(it.data))
 		if c.byPacket(it) {
 			direction := toExit
 			if c.half.role == roleExit {

@@ -27,6 +27,7 @@ type Endpoint struct {
 	ctx     context.Context
 	cancel  context.CancelFunc
 	tasks   tasks
+	totals  totals
 
 	mu        sync.Mutex
 	links     map[peer.ID]*half // we use theirs
@@ -39,6 +40,7 @@ func New(cfg Config) *Endpoint {
 	e := &Endpoint{
 		cfg: cfg, log: cfg.Log, boot: rand.Uint64(), offers: make(chan *Incoming, maxOffers),
 		links: make(map[peer.ID]*half), users: make(map[peer.ID]*half), receivers: make(map[Packets]*receiver),
+		totals: totals{by: make(map[trafficKey]*carried)},
 	}
 	if e.log == nil {
 		e.log = slog.New(slog.DiscardHandler)

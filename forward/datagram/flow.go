@@ -24,6 +24,8 @@ type Flow struct {
 	received atomic.Int64
 	dropped  atomic.Int64
 
+	all *carried // all flows of the service with the peer
+
 	over bool // under half.mu
 
 	mu      sync.Mutex
@@ -35,9 +37,21 @@ type Flow struct {
 const enoughBack = 2
 
 func newFlow(h *half, number uint64, service string, sink Sink) *Flow {
-	f := &Flow{half: h, number: number, service: service, sink: sink, began: time.Now()}
+	f := &Flow{half: h, number: number, service: service, sink: sink, began: time.Now(), all: h.e.totals.of(h.peer, service, h.role)}
+	f.all.opened.Add(1)
 	f.touch(f.began)
 	return f
+}
+
+// lost counts a datagram that was dropped, gone one that was sent.
+func (f *Flow) lost() {
+	f.dropped.Add(1)
+	f.all.dropped.Add(1)
+}
+
+func (f *Flow) gone(bytes int) {
+	f.sent.Add(int64(bytes))
+	f.all.sent.Add(int64(bytes))
 }
 
 func (f *Flow) touch(now time.Time) { f.last.Store(now.UnixNano()) }
@@ -62,7 +76,7 @@ func (f *Flow) expired(now time.Time) bool {
 // MaxSize is dropped.
 func (f *Flow) Send(b []byte) {
 	if len(b) > MaxSize {
-		f.dropped.Add(1)
+		f.lost()
 		return
 	}
 	now := time.Now()
@@ -98,6 +112,7 @@ func (f *Flow) id() string { return fmt.Sprintf("%016x", f.half.boot+f.number*0x
 func (f *Flow) deliver(b []byte) {
 	f.touch(time.Now())
 	f.received.Add(int64(len(b)))
+	f.all.received.Add(int64(len(b)))
 	if f.half.role == roleEntry {
 		f.returned()
 	}
@@ -107,7 +122,7 @@ func (f *Flow) deliver(b []byte) {
 		if len(f.pending) < maxPending {
 			f.pending = append(f.pending, bytes.Clone(b))
 		} else {
-			f.dropped.Add(1)
+			f.lost()
 		}
 	}
 	f.mu.Unlock()

@@ -54,7 +54,7 @@ func (q *queue) first(now time.Time) (item, bool) {
 	return q.items[q.head], true
 }
 
-func (q *queue) drop() { q.take().flow.dropped.Add(1) }
+func (q *queue) drop() { q.take().flow.lost() }
 
 // take removes the oldest one, which there must be.
 func (q *queue) take() item {

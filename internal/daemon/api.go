@@ -84,7 +84,7 @@ type (
 	}
 	ConnectRequest struct {
 		Name    string        `json:"name"`
-		Local   string        `json:"local,omitempty"`   // "2222", "addr:2222", "unix:/path", "-"; empty: the target's own port or a free one
+		Local   string        `json:"local,omitempty"`   // "2222", "addr:2222", "2222/udp", "unix:/path", "-"; empty: the target's own port or a free one
 		Path    string        `json:"path,omitempty"`    // auto, direct, relay; empty: auto
 		Timeout time.Duration `json:"timeout,omitempty"` // 0: wait for an offline peer
 		Keep    bool          `json:"keep,omitempty"`    // `fwd up` does it too, from now on
@@ -286,9 +286,11 @@ type Session struct {
 	Service    string    `json:"service"`
 	Machine    string    `json:"machine"`
 	Peer       string    `json:"peer"`
-	Role       string    `json:"role"`  // entry, exit
-	State      string    `json:"state"` // open, detached, closed
-	Path       string    `json:"path"`  // direct, relay, "" while detached
+	Role       string    `json:"role"`               // entry, exit
+	State      string    `json:"state"`              // open, detached, closed
+	Protocol   string    `json:"protocol,omitempty"` // udp: a flow of datagrams
+	Dropped    int64     `json:"dropped,omitempty"`  // datagrams that found no room on their way, or came too late
+	Path       string    `json:"path"`               // direct, relay, "" while detached
 	Sent       int64     `json:"sent"`
 	Received   int64     `json:"received"`
 	Migrations int       `json:"migrations"`
@@ -314,6 +316,7 @@ type LsEntry struct {
 	Peer    string `json:"peer"`
 	State   string `json:"state"` // online, offline
 	Port    int    `json:"port,omitempty"`
+	UDP     bool   `json:"udp,omitempty"` // datagrams; the same name may be there for TCP too
 	Path    *Path  `json:"path"`
 }
 

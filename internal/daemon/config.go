@@ -149,10 +149,11 @@ func (c *config) check() error {
 		if identity.CheckName(name) != nil {
 			return fmt.Errorf("the [[expose]] of %s needs a name", e.Target.text)
 		}
-		if names[name] {
-			return fmt.Errorf("[[expose]] %q stands there twice", name)
+		if key := exposeKey(e.request()); names[key] {
+			return fmt.Errorf("[[expose]] %q stands there twice", key)
+		} else {
+			names[key] = true
 		}
-		names[name] = true
 	}
 	locals, auto := map[string]bool{}, map[string]bool{}
 	for _, f := range c.Connect {

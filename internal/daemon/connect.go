@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strconv"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -21,14 +21,14 @@ import (
 // A forwarding is one local listener and the service behind it, as long as the
 // wish for it lasts.
 type forwarding struct {
-	word    string // as the person wrote it
-	service string // on its machine
-	peer    peer.ID
-	local   string
-	kind    node.PathKind // under Daemon.mu: changeForward
-	from    string        // command, kept, config
-	release func()        // of the hold on the peer; under Daemon.mu
-	end     context.CancelCauseFunc
+	word            string // as the person wrote it
+	service         string // on its machine
+	peer            peer.ID
+	local, localUDP string        // where it listens, as told; under Daemon.mu
+	kind            node.PathKind // under Daemon.mu: changeForward
+	from            string        // command, kept, config
+	release         func()        // of the hold on the peer; under Daemon.mu
+	end             context.CancelCauseFunc
 }
 
 // connect carries out `fwd connect` and lasts until ctx ends.
@@ -69,44 +69,22 @@ func (d *Daemon) connect(ctx context.Context, req ConnectRequest, from string, e
 	if local.Stdio() {
 		return d.connectStdio(ctx, f, req, emit, stream)
 	}
-	listener, err := d.listenLocal(ctx, f, local)
-	if err != nil {
-		return err
-	}
-	defer listener.Close()
-	f.local = localName(listener)
-	d.addForward(f)
-	defer d.removeForward(f)
-	emit(Event{Event: "listening", Service: req.Name, Machine: d.nameOf(p), Peer: p.String(), Local: f.local, Port: d.portHint(ctx, f)})
-
-	var tell sync.WaitGroup
-	defer tell.Wait()
-	tell.Go(func() { d.tellPaths(ctx, f, emit) })
-	if err := d.firstContact(ctx, f, req.Timeout, emit); err != nil {
-		end(err)
-		return err
-	}
-	entry := &forward.Entry{
-		Listener:  listener,
-		Dial:      func(ctx context.Context) (forward.Conn, error) { return d.dialSession(ctx, f) },
-		OnSession: d.tellRefusals(f, emit),
-		Log:       d.log.With("service", req.Name, "peer", d.nameOf(p)),
-	}
-	err = entry.Serve(ctx)
-	end(err)
-	if cause := context.Cause(ctx); cause != nil {
-		return cause
-	}
-	return err
+	return d.connectLocal(ctx, f, local, req, emit)
 }
 
 // tellRefusals has the person at the forward told why its connections end at
 // once: the local program sees only a reset. At most once a second, for a
 // browser tries many at a time.
 func (d *Daemon) tellRefusals(f *forwarding, emit func(Event)) func(net.Conn, forward.Conn) func(int64, int64, error) {
+	tell := d.refusalTeller(f, emit)
+	ended := func(_, _ int64, err error) { tell(err) }
+	return func(net.Conn, forward.Conn) func(int64, int64, error) { return ended }
+}
+
+func (d *Daemon) refusalTeller(f *forwarding, emit func(Event)) func(error) {
 	var mu sync.Mutex
 	var last time.Time
-	ended := func(_, _ int64, err error) {
+	return func(err error) {
 		var refused *session.RefusedError
 		if !errors.As(err, &refused) {
 			return
@@ -119,7 +97,6 @@ func (d *Daemon) tellRefusals(f *forwarding, emit func(Event)) func(net.Conn, fo
 		last = time.Now()
 		emit(Event{Event: "progress", Service: f.word, Message: refusalWords(d.nameOf(f.peer), refused)})
 	}
-	return func(net.Conn, forward.Conn) func(int64, int64, error) { return ended }
 }
 
 func refusalWords(machine string, refused *session.RefusedError) string {
@@ -239,12 +216,12 @@ func (d *Daemon) unknownName(word string) *Failure {
 // that a service that is not there or not for us is told at once and not only
 // when the first connection fails. Without a time-out an offline peer is
 // waited for while the listener accepts already.
-func (d *Daemon) firstContact(ctx context.Context, f *forwarding, timeout time.Duration, emit func(Event)) error {
+func (d *Daemon) firstContact(ctx context.Context, f *forwarding, timeout time.Duration, emit func(Event), met func(context.Context) error) error {
 	check := func(ctx context.Context) error {
 		if err := d.node.Connect(ctx, f.peer); err != nil {
 			return err
 		}
-		return d.checkService(ctx, f)
+		return met(ctx)
 	}
 	if timeout > 0 {
 		ctx, cancel := context.WithTimeout(ctx, timeout)
@@ -282,42 +259,6 @@ func (d *Daemon) firstContact(ctx context.Context, f *forwarding, timeout time.D
 
 // offlineAfter: a peer that no path reached in this time is told to be offline.
 const offlineAfter = 10 * time.Second
-
-// listenLocal opens the local end. Without an address asked for it is the one
-// of last time, else any free port of loopback.
-func (d *Daemon) listenLocal(ctx context.Context, f *forwarding, local forward.Local) (net.Listener, error) {
-	if !local.Auto() {
-		l, err := local.Listen()
-		var busy *forward.ListenError
-		if errors.As(err, &busy) {
-			return nil, fail(ExitLocalPort, "local-port", busy.Hint, "%v", busy)
-		}
-		return l, err
-	}
-	var remembered string
-	d.state.get(func(s stateFile) { remembered = s.Locals[f.word] })
-	own := ""
-	if port := d.portHint(ctx, f); port >= 1024 && remembered == "" {
-		own = net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
-	}
-	for _, address := range []string{remembered, own, "127.0.0.1:0"} {
-		if address == "" {
-			continue
-		}
-		l, err := net.Listen("tcp", address)
-		if err != nil {
-			continue
-		}
-		if l.Addr().String() != remembered {
-			if err := d.state.change(func(s *stateFile) { s.Locals[f.word] = l.Addr().String() }); err != nil {
-				l.Close()
-				return nil, err
-			}
-		}
-		return l, nil
-	}
-	return nil, fail(ExitLocalPort, "port-in-use", "", "no local port is free")
-}
 
 func (d *Daemon) kindWanted(f *forwarding) node.PathKind {
 	d.mu.Lock()
@@ -381,7 +322,7 @@ func (d *Daemon) changeForward(was string, req ConnectRequest) error {
 	var f *forwarding
 	d.mu.Lock()
 	for have := range d.forwards {
-		if have.word == was && have.from != fromCommand && (req.Local == "" || sameLocal(have.local, req.Local)) {
+		if have.word == was && have.from != fromCommand && (req.Local == "" || slices.ContainsFunc(have.ends(), func(e end) bool { return sameLocal(e.local, req.Local) })) {
 			f = have
 		}
 	}
@@ -395,12 +336,13 @@ func (d *Daemon) changeForward(was string, req ConnectRequest) error {
 	d.mu.Unlock()
 	release()
 	d.sessions.Renew(f.peer)
+	d.datagrams.Renew(f.peer)
 	return nil
 }
 
 func sameLocal(have, word string) bool {
 	local, err := forward.ParseLocal(word)
-	return err == nil && (local.String() == have || local.Port() == 0 && local.Network() == "tcp")
+	return err == nil && (local.String() == have || local.ForUDP().String() == have || local.Port() == 0 && local.Network() == "tcp")
 }
 
 // isMachine: is word a machine's name on the roster?
@@ -431,7 +373,7 @@ func (d *Daemon) disconnect(req DisconnectRequest, emit func(Event)) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for f := range d.forwards {
-		if meansLocal(req.Local, f.local, f.word) {
+		if slices.ContainsFunc(f.ends(), func(e end) bool { return meansLocal(req.Local, e.local, f.word) }) {
 			f.end(errWishEnded)
 			return nil
 		}

@@ -35,6 +35,7 @@ import (
 
 	"fwd/discovery"
 	"fwd/forward"
+	"fwd/forward/datagram"
 	"fwd/forward/session"
 	"fwd/identity"
 	"fwd/internal/node"
@@ -52,17 +53,18 @@ type Daemon struct {
 	state *state
 
 	// Set by assemble, constant afterwards.
-	node     *node.Node
-	finder   *discovery.Finder
-	dht      *dht.IpfsDHT
-	sessions *session.Endpoint
-	relay    *relaynode.Relay // nil: this machine is none
-	up       *up              // nil: not by `fwd up`
-	level    *slog.LevelVar
-	met      chan peer.ID // peers whose roster is to be compared
-	finish   context.CancelCauseFunc
-	traffic  traffic
-	speeds   chan struct{} // measurements answered now
+	node      *node.Node
+	finder    *discovery.Finder
+	dht       *dht.IpfsDHT
+	sessions  *session.Endpoint
+	datagrams *datagram.Endpoint
+	relay     *relaynode.Relay // nil: this machine is none
+	up        *up              // nil: not by `fwd up`
+	level     *slog.LevelVar
+	met       chan peer.ID // peers whose roster is to be compared
+	finish    context.CancelCauseFunc
+	traffic   traffic
+	speeds    chan struct{} // measurements answered now
 
 	boot           string       // of this very process, random
 	twins          *twins       // machines met that share a key
@@ -70,8 +72,8 @@ type Daemon struct {
 	proofs         atomic.Int64 // rosters of strangers being read
 
 	mu       sync.Mutex
-	owner    *identity.Owner // nil: the network key is elsewhere
-	services map[string]*service
+	owner    *identity.Owner     // nil: the network key is elsewhere
+	services map[string]*service // by serviceKey
 	forwards map[*forwarding]bool
 	seen     map[peer.ID]sighting
 	expelled bool                 // the owner said that we are off the roster

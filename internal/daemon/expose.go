@@ -30,7 +30,7 @@ type service struct {
 func (d *Daemon) expose(ctx context.Context, req ExposeRequest, from string, emit func(Event)) error {
 	target, err := forward.ParseTarget(req.Target)
 	if err != nil {
-		return usage("a target is a port (22), host:port, or unix:/path", "%v", err)
+		return usage("a target is a port (22, 53/udp), host:port, or unix:/path", "%v", err)
 	}
 	name := req.Name
 	if name == "" {
@@ -91,14 +91,14 @@ func (d *Daemon) addService(ctx context.Context, svc *service) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if old := d.services[svc.name]; old != nil {
+	if old := d.services[svc.key()]; old != nil {
 		return usage("choose another with --name, or end it: fwd unexpose "+svc.name,
 			"%q is already exposed on this machine (target %s)", svc.name, old.target)
 	}
 	if svc.allow, err = d.allowFor(svc); err != nil {
 		return err
 	}
-	d.services[svc.name] = svc
+	d.services[svc.key()] = svc
 	return nil
 }
 
@@ -107,7 +107,7 @@ func (d *Daemon) addService(ctx context.Context, svc *service) error {
 func (d *Daemon) changeService(req ExposeRequest) error {
 	target, err := forward.ParseTarget(req.Target)
 	if err != nil {
-		return usage("a target is a port (22), host:port, or unix:/path", "%v", err)
+		return usage("a target is a port (22, 53/udp), host:port, or unix:/path", "%v", err)
 	}
 	words := req.Allow
 	if len(words) == 0 {
@@ -119,7 +119,7 @@ func (d *Daemon) changeService(req ExposeRequest) error {
 		return err
 	}
 	d.mu.Lock()
-	if svc := d.services[name]; svc != nil {
+	if svc := d.services[serviceKey(name, target.UDP())]; svc != nil {
 		var allow identity.Allow
 		if allow, err = d.allowFor(&service{name: name, fixed: fixed}); err == nil {
 			svc.target, svc.words, svc.fixed, svc.allow, svc.hold = target, words, fixed, allow, req.Hold
@@ -138,10 +138,11 @@ func (d *Daemon) changeService(req ExposeRequest) error {
 // is no longer on offer.
 func (d *Daemon) removeService(svc *service) {
 	d.mu.Lock()
-	delete(d.services, svc.name)
+	delete(d.services, svc.key())
 	d.mu.Unlock()
-	d.sessions.Cut(func(_ peer.ID, service, role string) bool { return role == "exit" && service == svc.name },
-		errors.New("no longer exposed"))
+	d.cut(func(_ peer.ID, service, role string, udp bool) bool {
+		return role == "exit" && serviceKey(service, udp) == svc.key()
+	}, errors.New("no longer exposed"))
 }
 
 // fixWords resolves a service's own list, once: a name that changes hands later
@@ -189,15 +190,19 @@ func (d *Daemon) allowFor(svc *service) (identity.Allow, error) {
 
 // lookup is the exit's question: may p use the service, and where is it?
 func (d *Daemon) lookup(p peer.ID, name string) (forward.Target, error) {
+	return d.lookupAt(p, name, false)
+}
+
+func (d *Daemon) lookupAt(p peer.ID, name string, udp bool) (forward.Target, error) {
 	d.mu.Lock()
-	svc := d.services[name]
+	svc := d.services[serviceKey(name, udp)]
 	var allow identity.Allow
 	if svc != nil {
 		allow = svc.allow
 	}
 	d.mu.Unlock()
 	if svc == nil {
-		return forward.Target{}, fmt.Errorf("no service %q here", name)
+		return forward.Target{}, fmt.Errorf("no service %q here", serviceKey(name, udp))
 	}
 	if err := identity.Authorize(d.book.For(p), d.now(), p, d.self, name, allow); err != nil {
 		return forward.Target{}, err
@@ -255,16 +260,16 @@ func (d *Daemon) unexpose(ctx context.Context, req UnexposeRequest, emit func(Ev
 		emit(Event{Event: "progress", Message: "ended; fwd.toml still has it, so the next reload or start brings it back"})
 	}
 	d.mu.Lock()
-	svc := d.services[req.Name]
+	services := d.servicesLocked(req.Name)
 	d.mu.Unlock()
-	if svc == nil && !req.Release && !stood {
+	if len(services) == 0 && !req.Release && !stood {
 		return fail(ExitUnknownName, "unknown-name", "see what is: fwd status", "%q is not exposed on this machine", req.Name)
 	}
-	if svc != nil {
+	for _, svc := range services {
 		svc.end(errWishEnded)
 	}
 	if req.Release {
-		return d.release(ctx, req.Name)
+		return d.release(ctx, withoutUDP(req.Name))
 	}
 	return nil
 }
@@ -314,7 +319,7 @@ func (d *Daemon) allow(ctx context.Context, req AllowRequest, emit func(Event)) 
 		return err
 	}
 	d.mu.Lock()
-	if svc := d.services[name]; svc != nil {
+	for _, svc := range d.servicesLocked(name) {
 		if svc.allow, err = d.allowFor(svc); err != nil {
 			svc.allow = identity.Allow{} // what cannot be read lets nobody in
 		}
@@ -332,9 +337,9 @@ func (d *Daemon) allow(ctx context.Context, req AllowRequest, emit func(Event)) 
 // here needs no machine.
 func (d *Daemon) serviceHere(roster *identity.Sealed, name string) (string, peer.ID, error) {
 	d.mu.Lock()
-	_, here := d.services[name]
+	here := d.servicesLocked(name)
 	d.mu.Unlock()
-	if here {
+	if len(here) > 0 {
 		return name, d.self, nil
 	}
 	service, p, err := roster.Resolve(name)

@@ -115,7 +115,7 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 		give(m.sessions, float64(n), k.role, k.state)
 	}
 
-	totals := d.sessions.Totals()
+	totals := d.totals()
 	give(m.migrations, float64(totals.Migrations))
 	for code, n := range totals.Refused {
 		give(m.refused, float64(n), code.String())

@@ -36,12 +36,14 @@ func (d *Daemon) names(emit func(Event)) error {
 		}
 	}
 	d.mu.Lock()
-	for name := range d.services {
-		n.Exposed = append(n.Exposed, name)
+	for _, svc := range d.services {
+		n.Exposed = append(n.Exposed, svc.name)
 	}
 	for f := range d.forwards {
-		if f.local != "" {
-			n.Locals = append(n.Locals, f.local)
+		for _, end := range f.ends() {
+			if end.local != "" {
+				n.Locals = append(n.Locals, end.local)
+			}
 		}
 	}
 	d.mu.Unlock()

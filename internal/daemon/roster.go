@@ -121,7 +121,7 @@ func (d *Daemon) rosterCall(ctx context.Context, p peer.ID, mine rosterHello) (r
 // with p: a hostile relay must not be able to end sessions with others.
 func (d *Daemon) gone(p peer.ID) {
 	d.log.Warn("this machine is not on the roster any more", "says", d.nameOf(p))
-	d.sessions.Cut(func(q peer.ID, _, _ string) bool { return p == q }, errRevoked)
+	d.cut(func(q peer.ID, _, _ string, _ bool) bool { return p == q }, errRevoked)
 	d.mu.Lock()
 	d.doubted = true
 	d.mu.Unlock()
@@ -316,7 +316,7 @@ func (d *Daemon) tellEveryone(ctx context.Context) {
 // enforce ends what the roster or the lists no longer allow.
 func (d *Daemon) enforce() {
 	// The sessions first: their ends are told before the connections go.
-	d.sessions.Cut(func(p peer.ID, service, role string) bool {
+	d.cut(func(p peer.ID, service, role string, udp bool) bool {
 		switch {
 		case !d.member(p):
 			return true
@@ -325,7 +325,7 @@ func (d *Daemon) enforce() {
 		case service == "":
 			return d.authorizeLane(p) != nil
 		}
-		_, err := d.lookup(p, service)
+		_, err := d.lookupAt(p, service, udp)
 		return err != nil
 	}, errRevoked)
 	d.node.Refresh()

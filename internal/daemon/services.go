@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"golang.org/x/sync/errgroup"
 
+	"fwd/forward"
 	"fwd/identity"
 )
 
@@ -37,8 +39,8 @@ func (d *Daemon) serveServices(s network.Stream) {
 	}
 	d.mu.Unlock()
 	for _, svc := range services {
-		if target, err := d.lookup(p, svc.name); err == nil {
-			reply.Services = append(reply.Services, identity.ServiceInfo{Name: svc.name, Port: uint16(target.Port())})
+		if target, err := d.lookupAt(p, svc.name, svc.target.UDP()); err == nil {
+			reply.Services = append(reply.Services, identity.ServiceInfo{Name: svc.name, Port: uint16(target.Port()), UDP: target.UDP()})
 		}
 	}
 	slices.SortFunc(reply.Services, func(a, b identity.ServiceInfo) int { return cmp.Compare(a.Name, b.Name) })
@@ -81,34 +83,36 @@ func (d *Daemon) askServices(ctx context.Context, p peer.ID) ([]identity.Service
 }
 
 // checkService fails with a refusal if the peer answers and does not offer f's
-// service to us.
-func (d *Daemon) checkService(ctx context.Context, f *forwarding) error {
+// service to us, in the way that is wanted.
+func (d *Daemon) checkService(ctx context.Context, f *forwarding, local forward.Local) (offer, error) {
 	offered, err := d.askServices(ctx, f.peer)
 	if err != nil {
-		return err
+		return offer{}, err
 	}
-	for _, s := range offered {
-		if s.Name == f.service {
-			return nil
-		}
+	o := offerOf(offered, f.service)
+	machine, what := d.nameOf(f.peer), strconv.Quote(f.service)
+	switch {
+	case local.UDP() && !o.udp && o.tcp:
+		what += " for UDP"
+	case (local.Network() == "unix" || local.Stdio()) && !o.tcp && o.udp:
+		return o, usage("fwd connect "+f.word+" PORT", "%s takes datagrams, which only a port can carry", f.word)
+	case !o.none():
+		return o, nil
 	}
-	machine := d.nameOf(f.peer)
-	return fail(ExitRefused, "refused", fmt.Sprintf("on %s: fwd expose … --name %s, or fwd allow %s %s", machine, f.service, f.service, d.nameOf(d.self)),
-		"%s exposes no %q that this machine may use", machine, f.service)
+	return o, fail(ExitRefused, "refused", fmt.Sprintf("on %s: fwd expose … --name %s, or fwd allow %s %s", machine, f.service, f.service, d.nameOf(d.self)),
+		"%s exposes no %s that this machine may use", machine, what)
 }
 
-// portHint is the target's own port, 0 where the peer does not tell in time. It
-// is what a forward listens at if it can choose, and tells how it will be used.
-func (d *Daemon) portHint(ctx context.Context, f *forwarding) int {
+// askOffer is what the service is, if the peer tells in time: for what to listen, at
+// which port if that can be chosen, and how it will be used.
+func (d *Daemon) askOffer(ctx context.Context, f *forwarding) offer {
 	ctx, cancel := context.WithTimeout(ctx, portWait)
 	defer cancel()
-	offered, _ := d.askServices(ctx, f.peer)
-	for _, s := range offered {
-		if s.Name == f.service {
-			return int(s.Port)
-		}
+	offered, err := d.askServices(ctx, f.peer)
+	if err != nil {
+		return offer{}
 	}
-	return 0
+	return offerOf(offered, f.service)
 }
 
 // portWait: about what a cold start over a relay takes (DESIGN.md §9). A nicer
@@ -144,8 +148,18 @@ func (d *Daemon) ls(ctx context.Context, emit func(Event)) error {
 		})
 	}
 	g.Wait()
-	slices.SortFunc(list, func(a, b LsEntry) int { return cmp.Compare(a.Service, b.Service) })
+	slices.SortFunc(list, func(a, b LsEntry) int {
+		return cmp.Or(cmp.Compare(a.Service, b.Service), cmp.Compare(kindRank(a.UDP), kindRank(b.UDP)))
+	})
 	return emitResult(emit, "ls", list)
+}
+
+// kindRank puts a service's TCP before its UDP.
+func kindRank(udp bool) int {
+	if udp {
+		return 1
+	}
+	return 0
 }
 
 func (d *Daemon) lsOf(ctx context.Context, roster *identity.Sealed, e identity.Entry) []LsEntry {
@@ -169,7 +183,7 @@ func (d *Daemon) lsOf(ctx context.Context, roster *identity.Sealed, e identity.E
 	}
 	for _, s := range offered {
 		entry := row(s.Name)
-		entry.State, entry.Port = "online", int(s.Port)
+		entry.State, entry.Port, entry.UDP = "online", int(s.Port), s.UDP
 		if path, ok := d.node.Path(e.Peer); ok {
 			entry.Path = d.pathOf(path)
 		}

@@ -52,10 +52,16 @@ func (d *Daemon) endSession(word string) error {
 			found = append(found, info.ID)
 		}
 	}
+	for _, info := range d.datagrams.Flows() {
+		if strings.HasPrefix(info.ID, strings.ToLower(word)) {
+			found = append(found, info.ID)
+		}
+	}
+	ended := errors.New("ended by fwd disconnect")
 	switch {
 	case len(found) > 1:
 		return usage("give more of the ID: fwd status --json", "%q begins the IDs of %d connections", word, len(found))
-	case len(found) == 0 || !d.sessions.End(found[0], errors.New("ended by fwd disconnect")):
+	case len(found) == 0 || !d.sessions.End(found[0], ended) && !d.datagrams.End(found[0], ended):
 		return fail(ExitUnknownName, "unknown-name", "see what is: fwd status", "no connection has the ID %q", word)
 	}
 	return nil

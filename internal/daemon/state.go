@@ -28,6 +28,9 @@ type stateFile struct {
 	// Locals: the local address that a service was last connected at without
 	// one being asked for.
 	Locals map[string]string `json:"locals,omitempty"`
+	// Kinds: what a service was when last met, "tcp", "udp" or both, where it is not
+	// TCP alone.
+	Kinds map[string][]string `json:"kinds,omitempty"`
 	// Allowed and Denied are what `fwd allow` and `fwd deny` said, by service;
 	// they outlive restarts, and a deny beats everything.
 	Allowed map[string][]string `json:"allowed,omitempty"`
@@ -89,6 +92,7 @@ func (s *state) clone() stateFile {
 	for k, v := range s.Locals {
 		c.Locals[k] = v
 	}
+	c.Kinds = cloneLists(s.Kinds)
 	c.Allowed, c.Denied = cloneLists(s.Allowed), cloneLists(s.Denied)
 	c.Kept = s.Kept.clone()
 	return c

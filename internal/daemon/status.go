@@ -65,10 +65,17 @@ func (d *Daemon) status() Status {
 		d.tellDetached(&row, info)
 		s.Sessions = append(s.Sessions, row)
 	}
+	flows := d.flowRows()
+	for _, f := range d.datagrams.Flows() {
+		inUse[f.Peer] = true
+		sessionsOf[f.Role+string(f.Peer)+serviceKey(f.Service, true)]++
+		sessionsOf[f.Role+serviceKey(f.Service, true)]++
+	}
+	s.Sessions = append(s.Sessions, flows...)
 	d.mu.Lock()
 	for _, svc := range d.services {
 		s.Services = append(s.Services, ServiceStatus{Name: svc.name, Target: svc.target.String(), Allow: svc.words,
-			Sessions: sessionsOf["exit"+svc.name], From: svc.from, Rate: d.traffic.rate("", svc.name, "exit")})
+			Sessions: sessionsOf["exit"+svc.key()], From: svc.from, Rate: d.traffic.rate("", svc.key(), "exit")})
 	}
 	forwards := make([]*forwarding, 0, len(d.forwards))
 	for f := range d.forwards {
@@ -77,15 +84,20 @@ func (d *Daemon) status() Status {
 	d.mu.Unlock()
 	for _, f := range forwards {
 		inUse[f.peer] = true
-		row := ForwardStatus{Service: f.word, Machine: d.nameOf(f.peer), Peer: f.peer.String(), Local: f.local,
-			Sessions: sessionsOf["entry"+string(f.peer)+f.service], From: f.from, Rate: d.traffic.rate(f.peer, f.service, "entry")}
-		if path, ok := d.node.PathBy(f.peer, d.kindWanted(f)); ok {
-			row.Path = d.pathOf(path)
+		for _, end := range d.endsOf(f) {
+			key := serviceKey(f.service, end.udp)
+			row := ForwardStatus{Service: f.word, Machine: d.nameOf(f.peer), Peer: f.peer.String(), Local: end.local,
+				Sessions: sessionsOf["entry"+string(f.peer)+key], From: f.from, Rate: d.traffic.rate(f.peer, key, "entry")}
+			if path, ok := d.node.PathBy(f.peer, d.kindWanted(f)); ok {
+				row.Path = d.pathOf(path)
+			}
+			s.Forwards = append(s.Forwards, row)
 		}
-		s.Forwards = append(s.Forwards, row)
 	}
 	s.Paths = d.pathsTo(inUse)
-	slices.SortFunc(s.Services, func(a, b ServiceStatus) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(s.Services, func(a, b ServiceStatus) int {
+		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Target, b.Target))
+	})
 	slices.SortFunc(s.Forwards, func(a, b ForwardStatus) int { return cmp.Compare(a.Local, b.Local) })
 	if d.relay != nil {
 		stats := d.relay.Stats()
@@ -139,6 +151,7 @@ func (d *Daemon) followPaths(ctx context.Context) error {
 			}
 			d.log.Info("path", "peer", d.nameOf(c.Peer), "kind", c.New.Kind, "transport", c.New.Transport, "remote", c.New.Remote, "rtt", c.New.RTT)
 			d.sessions.Renew(c.Peer)
+			d.datagrams.Renew(c.Peer)
 		}
 	}
 }

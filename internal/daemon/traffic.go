@@ -64,13 +64,13 @@ type trafficKey struct {
 func (d *Daemon) followTraffic(ctx context.Context) error {
 	tick := time.NewTicker(sampleEvery)
 	defer tick.Stop()
-	d.traffic.sample(time.Now(), d.sessions.Totals())
+	d.traffic.sample(time.Now(), d.totals())
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case now := <-tick.C:
-			d.traffic.sample(now, d.sessions.Totals())
+			d.traffic.sample(now, d.totals())
 		}
 	}
 }

@@ -412,8 +412,11 @@ func (u *up) try(ctx context.Context, s *standing) error {
 	return w.fulfil(ctx, u.d, func(e Event) {
 		if e.fulfils() {
 			u.mu.Lock()
-			again := s.news != nil && s.state == stateUp
-			s.state, s.failure, s.since, s.news = stateUp, nil, time.Now(), &e
+			stood := s.news != nil && s.state == stateUp
+			again := stood && s.news.Local == e.Local
+			if !stood { // else it is the other of a service's two kinds
+				s.state, s.failure, s.since, s.news = stateUp, nil, time.Now(), &e
+			}
 			u.mu.Unlock()
 			s.outcome(nil)
 			if again {

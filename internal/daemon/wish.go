@@ -27,7 +27,7 @@ const (
 
 func exposeWish(r ExposeRequest, from string) wish {
 	r.Keep = false
-	return wish{key: "expose " + exposeName(r), from: from, expose: &r}
+	return wish{key: "expose " + exposeKey(r), from: from, expose: &r}
 }
 
 // connectWish: the local address as it is printed is part of which one it is.
@@ -38,6 +38,12 @@ func connectWish(r ConnectRequest, from string) wish {
 		key += " at " + local.String()
 	}
 	return wish{key: key, from: from, connect: &r}
+}
+
+// exposeKey tells the service from the one of the same name for the other protocol.
+func exposeKey(r ExposeRequest) string {
+	target, err := forward.ParseTarget(r.Target)
+	return serviceKey(exposeName(r), err == nil && target.UDP())
 }
 
 // exposeName is what the service is called.
@@ -74,7 +80,7 @@ func (w wish) same(o wish) bool {
 func (w wish) means(request any) bool {
 	switch r := request.(type) {
 	case UnexposeRequest:
-		return w.expose != nil && exposeName(*w.expose) == r.Name
+		return w.expose != nil && (exposeName(*w.expose) == r.Name || exposeKey(*w.expose) == r.Name)
 	case DisconnectRequest:
 		if w.connect == nil {
 			return false
@@ -85,8 +91,9 @@ func (w wish) means(request any) bool {
 	return false
 }
 
-// meansLocal: a forward is named by its local address, its port alone, or its service.
+// meansLocal: a forward is named by its local address, its port alone, or its service;
+// "/udp" behind the address may be left out.
 func meansLocal(word, local, service string) bool {
-	_, port, _ := net.SplitHostPort(local)
-	return word != "" && (word == local || word == port || word == service)
+	_, port, _ := net.SplitHostPort(withoutUDP(local))
+	return word != "" && (word == local || word == service || withoutUDP(word) == withoutUDP(local) || withoutUDP(word) == port)
 }

@@ -1,0 +1,312 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"sync"
+
+	"fwd/forward"
+)
+
+// The local ends of a forward. A service may be there for TCP, for UDP, or for both under one name; the forward then
+// listens for both at one address. What a service is its machine says; while that is offline, what it was when last
+// met counts, and TCP if it never was. The first contact corrects it.
+
+// An end is one local end, as status and disconnect know it.
+type end struct {
+	local string // with "/udp" behind it for datagrams; empty: standard input and output
+	udp   bool
+}
+
+// ends are the forward's, under Daemon.mu.
+func (f *forwarding) ends() []end {
+	var list []end
+	if f.local != "" || f.localUDP == "" {
+		list = append(list, end{f.local, false})
+	}
+	if f.localUDP != "" {
+		list = append(list, end{f.localUDP, true})
+	}
+	return list
+}
+
+func (d *Daemon) endsOf(f *forwarding) []end {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return f.ends()
+}
+
+// connecting is a forward's local ends while they serve.
+type connecting struct {
+	d       *Daemon
+	ctx     context.Context
+	f       *forwarding
+	local   forward.Local // as it was asked for
+	emit    func(Event)
+	serving sync.WaitGroup
+
+	mu       sync.Mutex
+	address  string // where the first end listens
+	port     int    // the target's
+	tcp, udp func() // end that end; nil: it does not serve
+	over     bool   // nothing is started any more
+}
+
+// start runs f in a goroutine that wait waits for.
+func (c *connecting) start(f func()) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.over {
+		c.serving.Go(f)
+	}
+	return !c.over
+}
+
+func (c *connecting) wait() {
+	c.mu.Lock()
+	c.over = true
+	c.mu.Unlock()
+	c.serving.Wait()
+}
+
+// connectLocal listens for what the service is, and carries what comes until ctx ends.
+func (d *Daemon) connectLocal(ctx context.Context, f *forwarding, local forward.Local, req ConnectRequest, emit func(Event)) error {
+	c := &connecting{d: d, ctx: ctx, f: f, local: local, emit: emit}
+	o := d.askOffer(ctx, f)
+	if !o.known || o.none() {
+		o = d.kindsRemembered(f.word)
+	}
+	c.port = o.port
+	listener, conn, err := c.listen(o)
+	if err != nil {
+		return err
+	}
+	d.addForward(f)
+	defer d.removeForward(f)
+	defer c.wait() // ends with ctx, which whoever returns below has ended
+	if listener != nil {
+		c.serveTCP(listener)
+	}
+	if conn != nil {
+		c.serveUDP(conn)
+	}
+	c.start(func() { d.tellPaths(ctx, f, emit) })
+	if err := d.firstContact(ctx, f, req.Timeout, emit, c.check); err != nil {
+		f.end(err)
+		return err
+	}
+	<-ctx.Done()
+	return context.Cause(ctx)
+}
+
+// check asks the peer for the service, and makes the ends those that it has.
+func (c *connecting) check(ctx context.Context) error {
+	o, err := c.d.checkService(ctx, c.f, c.local)
+	if err != nil {
+		return err
+	}
+	c.d.rememberKinds(c.f.word, o)
+	c.adapt(o)
+	return nil
+}
+
+// wants are the kinds to listen for, of those the service has.
+func (c *connecting) wants(o offer) (tcp, udp bool) {
+	switch {
+	case c.local.UDP():
+		return false, true
+	case c.local.Network() == "unix":
+		return true, false
+	}
+	return o.tcp, o.udp
+}
+
+// adapt opens what is missing and ends what leads nowhere.
+func (c *connecting) adapt(o offer) {
+	tcp, udp := c.wants(o)
+	c.mu.Lock()
+	address, hasTCP, hasUDP := c.address, c.tcp, c.udp
+	c.port = o.port
+	c.mu.Unlock()
+	at, err := forward.ParseLocal(address)
+	if err != nil || c.local.Network() == "unix" {
+		return
+	}
+	if udp && hasUDP == nil {
+		if conn, err := at.ListenUDP(); err != nil {
+			c.note("no datagrams here: %v", err)
+		} else {
+			c.serveUDP(conn)
+		}
+	}
+	if tcp && hasTCP == nil {
+		if l, err := at.Listen(); err != nil {
+			c.note("no connections here: %v", err)
+		} else {
+			c.serveTCP(l)
+		}
+	}
+	if !tcp && udp && hasTCP != nil {
+		hasTCP()
+	}
+	if !udp && tcp && hasUDP != nil {
+		hasUDP()
+	}
+}
+
+func (c *connecting) note(format string, args ...any) {
+	c.emit(Event{Event: "progress", Service: c.f.word, Message: fmt.Sprintf(format, args...)})
+}
+
+// serveTCP takes connections, and serveUDP datagrams, until the forward ends or it is not wanted any more.
+func (c *connecting) serveTCP(l net.Listener) {
+	entry := &forward.Entry{
+		Listener:  l,
+		Dial:      func(ctx context.Context) (forward.Conn, error) { return c.d.dialSession(ctx, c.f) },
+		OnSession: c.d.tellRefusals(c.f, c.emit),
+		Log:       c.d.log.With("service", c.f.word, "peer", c.d.nameOf(c.f.peer)),
+	}
+	if !c.serve(localName(l), false, entry.Serve) {
+		l.Close()
+	}
+}
+
+func (c *connecting) serveUDP(conn *net.UDPConn) {
+	entry := &forward.UDPEntry{Conn: conn}
+	if !c.serve(conn.LocalAddr().String()+udpSuffix, true, func(ctx context.Context) error {
+		return c.d.serveUDP(ctx, c.f, entry, c.emit)
+	}) {
+		conn.Close()
+	}
+}
+
+// serve runs one end and tells of it; false: the forward is over.
+func (c *connecting) serve(local string, udp bool, run func(context.Context) error) bool {
+	ctx, stop := context.WithCancel(c.ctx)
+	set := func(stop func(), local string) {
+		c.mu.Lock()
+		if c.address == "" {
+			c.address = withoutUDP(local)
+		}
+		if udp {
+			c.udp = stop
+		} else {
+			c.tcp = stop
+		}
+		c.mu.Unlock()
+		c.d.mu.Lock()
+		defer c.d.mu.Unlock()
+		if udp {
+			c.f.localUDP = local
+		} else {
+			c.f.local = local
+		}
+	}
+	set(stop, local)
+	c.mu.Lock()
+	port := c.port
+	c.mu.Unlock()
+	c.emit(Event{Event: "listening", Service: c.f.word, Machine: c.d.nameOf(c.f.peer), Peer: c.f.peer.String(), Local: local, Port: port})
+	started := c.start(func() {
+		defer stop()
+		if err := run(ctx); err != nil && ctx.Err() == nil {
+			c.f.end(err)
+		}
+		if c.ctx.Err() == nil {
+			set(nil, "")
+		}
+	})
+	if !started {
+		stop()
+	}
+	return started
+}
+
+// listen opens the local ends. Without an address asked for it is the one of last time, else the target's own port if it
+// is free, else any free port of loopback.
+func (c *connecting) listen(o offer) (net.Listener, *net.UDPConn, error) {
+	tcp, udp := c.wants(o)
+	if !c.local.Auto() {
+		return c.listenAt(c.local, tcp, udp, true)
+	}
+	d, f := c.d, c.f
+	var remembered string
+	d.state.get(func(s stateFile) { remembered = s.Locals[f.word] })
+	candidates := []string{remembered}
+	if o.port >= 1024 && remembered == "" {
+		candidates = append(candidates, net.JoinHostPort("127.0.0.1", strconv.Itoa(o.port)))
+	}
+	for range freePortTries {
+		candidates = append(candidates, "127.0.0.1:0")
+	}
+	for i, address := range candidates {
+		at, err := forward.ParseLocal(address)
+		if err != nil || at.Auto() {
+			continue
+		}
+		l, conn, err := c.listenAt(at, tcp, udp, i == len(candidates)-1)
+		if err != nil {
+			continue
+		}
+		got := ""
+		if l != nil {
+			got = l.Addr().String()
+		} else {
+			got = conn.LocalAddr().String()
+		}
+		if got != remembered {
+			if err := d.state.change(func(s *stateFile) { s.Locals[f.word] = got }); err != nil {
+				closeBoth(l, conn)
+				return nil, nil, err
+			}
+		}
+		return l, conn, nil
+	}
+	return nil, nil, fail(ExitLocalPort, "port-in-use", "", "no local port is free")
+}
+
+// freePortTries is how many free TCP ports are drawn to find one that is free for UDP too.
+const freePortTries = 5
+
+// listenAt opens one address for TCP, UDP or both. half: TCP alone will do where another program has the UDP port.
+func (c *connecting) listenAt(at forward.Local, tcp, udp, half bool) (l net.Listener, conn *net.UDPConn, err error) {
+	if tcp {
+		if l, err = at.Listen(); err != nil {
+			return nil, nil, listenFailure(err)
+		}
+		at = forward.LocalOf(l) // a free port that the system chose is the one for both
+	}
+	if !udp {
+		return l, nil, nil
+	}
+	conn, err = at.ListenUDP()
+	switch {
+	case err == nil:
+		return l, conn, nil
+	case l != nil && half:
+		c.note("no datagrams here: %v", err)
+		return l, nil, nil
+	}
+	closeBoth(l, nil)
+	return nil, nil, listenFailure(err)
+}
+
+func closeBoth(l net.Listener, conn *net.UDPConn) {
+	if l != nil {
+		l.Close()
+	}
+	if conn != nil {
+		conn.Close()
+	}
+}
+
+func listenFailure(err error) error {
+	var busy *forward.ListenError
+	if errors.As(err, &busy) {
+		return fail(ExitLocalPort, "local-port", busy.Hint, "%v", busy)
+	}
+	return err
+}
