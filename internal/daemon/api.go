@@ -138,6 +138,12 @@ type (
 	LeaveRequest struct {
 		Purge bool `json:"purge,omitempty"` // the identity key too
 	}
+	// PageRequest serves the page of `fwd ui` as long as the wish lasts.
+	PageRequest struct {
+		Token  string `json:"token"`            // the path's secret: the client's, so that a page outlives the daemon
+		Port   int    `json:"port,omitempty"`   // of loopback; 0: a free one
+		Manage bool   `json:"manage,omitempty"` // allow, deny, revoke, expose
+	}
 	StopRequest struct {
 		IfIdle bool `json:"if_idle,omitempty"` // only a background daemon that holds no wish
 	}
@@ -155,6 +161,7 @@ type (
 //	pong       Peer, Path, Seq
 //	invite     Invite, Message: the code and, for stderr, its story
 //	relay      Peer, Addrs: the relay is up
+//	page       URL: it is served
 //	status, ls, peers, doctor, speed, result   Result: the command's one answer
 //	error      Failure
 //	done
@@ -170,6 +177,7 @@ type Event struct {
 	Port    int             `json:"port,omitempty"`  // the target's own, to tell how to use it
 	Addrs   []string        `json:"addrs,omitempty"`
 	Invite  string          `json:"invite,omitempty"`
+	URL     string          `json:"url,omitempty"` // of the page
 	Path    *Path           `json:"path,omitempty"`
 	Session *Session        `json:"session,omitempty"`
 	Seq     int             `json:"seq,omitempty"`

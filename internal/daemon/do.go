@@ -47,6 +47,8 @@ func (d *Daemon) do(ctx context.Context, req Request, emit func(Event), stream *
 		return with(req, func(r PingRequest) error { return d.ping(ctx, r, emit) })
 	case "doctor":
 		return with(req, func(r DoctorRequest) error { return d.doctor(ctx, r, emit) })
+	case "page":
+		return with(req, func(r PageRequest) error { return d.serveUI(ctx, r, emit) })
 	case "speed":
 		return with(req, func(r SpeedRequest) error { return d.speed(ctx, r, emit) })
 	case "revoke":

@@ -194,9 +194,16 @@ func (d *Daemon) lsOf(ctx context.Context, roster *identity.Sealed, e identity.E
 
 // peers lists the roster.
 func (d *Daemon) peers(emit func(Event)) error {
+	if d.book.Current() == nil {
+		return errNoNetwork
+	}
+	return emitResult(emit, "peers", d.peerList())
+}
+
+func (d *Daemon) peerList() []PeerEntry {
 	roster := d.book.Current()
 	if roster == nil {
-		return errNoNetwork
+		return nil
 	}
 	list := []PeerEntry{}
 	for _, e := range roster.Entries {
@@ -219,5 +226,5 @@ func (d *Daemon) peers(emit func(Event)) error {
 		}
 		list = append(list, row)
 	}
-	return emitResult(emit, "peers", list)
+	return list
 }
