@@ -129,7 +129,7 @@ func drawMap(s *Status, peers []PeerEntry, shape mapShape) mapView {
 		m.More = len(others) - mapPeers
 		others = others[:mapPeers]
 	}
-	const top = 34
+	const top = 52 // a relay's two lines of label stand above it, clear of the ways below
 	rows := max(len(others), len(s.Relays)*2, 2)
 	m.Height = top + rows*mapRow
 	m.MoreY = m.Height + 4
@@ -144,7 +144,7 @@ func drawMap(s *Status, peers []PeerEntry, shape mapShape) mapView {
 			class, about = "relay away", "not reached"
 		}
 		dot := mapDot{Class: class, Name: clip(r.Name, shape.name/2), About: about, X: shape.relay, Y: top + i*2*mapRow, R: 9, Anchor: "middle"}
-		dot.LabelX, dot.LabelY = dot.X, dot.Y+26
+		dot.LabelX, dot.LabelY = dot.X, dot.Y-33
 		at[r.Name] = dot
 		if r.Connected {
 			m.Lines = append(m.Lines, mapLine{"link", curve(shape.self, selfY, dot.X, dot.Y), "connected with the relay " + r.Name})
@@ -303,6 +303,15 @@ var pageFuncs = template.FuncMap{
 			parts = append(parts, "↓ "+byteWords(r.Received)+"/s")
 		}
 		return cmp.Or(strings.Join(parts, " "), "–")
+	},
+	"nat": func(n NATStatus) string {
+		parts := []string{n.Reachability}
+		for _, p := range [][2]string{{"UDP", n.UDP}, {"TCP", n.TCP}, {"port mapping", n.PortMapping}} {
+			if p[1] != "" && p[1] != "unknown" {
+				parts = append(parts, p[0]+" "+p[1])
+			}
+		}
+		return strings.Join(parts, ", ")
 	},
 	"words": func(list []string) string { return strings.Join(list, ", ") },
 	"short": func(id string) string { return id[:min(8, len(id))] },
