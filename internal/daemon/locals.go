@@ -52,6 +52,7 @@ type connecting struct {
 	address  string // where the first end listens
 	port     int    // the target's
 	tcp, udp func() // end that end; nil: it does not serve
+	noted    string // what was told beside
 	over     bool   // nothing is started any more
 }
 
@@ -157,8 +158,16 @@ func (c *connecting) adapt(o offer) {
 	}
 }
 
+// note tells something beside, once.
 func (c *connecting) note(format string, args ...any) {
-	c.emit(Event{Event: "progress", Service: c.f.word, Message: fmt.Sprintf(format, args...)})
+	text := fmt.Sprintf(format, args...)
+	c.mu.Lock()
+	again := c.noted == text
+	c.noted = text
+	c.mu.Unlock()
+	if !again {
+		c.emit(Event{Event: "progress", Service: c.f.word, Message: text})
+	}
 }
 
 // serveTCP takes connections, and serveUDP datagrams, until the forward ends or it is not wanted any more.
