@@ -239,7 +239,8 @@ func (w *faulty) playIdle() time.Duration {
 	ask := func() (took time.Duration) {
 		start := time.Now()
 		conn.SetDeadline(start.Add(fwdtest.Limit))
-		if _, err := conn.Write([]byte("x")); err == nil {
+		_, err := conn.Write([]byte("x"))
+		if err == nil {
 			_, err = io.ReadFull(conn, make([]byte, 1))
 		}
 		if err != nil {

@@ -168,7 +168,6 @@ type conn struct {
 	path  *path
 	other *conn
 	got   chan []byte
-	over  chan struct{}
 }
 
 // packetRoom is what fits into a packet here.

@@ -125,13 +125,14 @@ func pour(s network.Stream, until time.Time) {
 // countFor counts what comes for so long from its first byte on.
 func countFor(s network.Stream, span time.Duration) (c speedCount) {
 	piece := make([]byte, speedPiece)
-	n, err := s.Read(piece)
+	_, err := s.Read(piece) // shows when it began, and is not counted
 	if err != nil {
 		return c
 	}
 	began := time.Now()
 	s.SetReadDeadline(began.Add(span))
-	for err == nil { // the first piece shows when it began, and is not counted
+	for err == nil {
+		var n int
 		n, err = s.Read(piece)
 		c.Bytes += int64(n)
 	}

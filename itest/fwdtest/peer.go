@@ -19,7 +19,7 @@ import (
 )
 
 // Limit is how long anything may take that should happen. It is generous: a test that needs it has failed.
-const Limit = 60 * time.Second
+const Limit = 3 * time.Minute
 
 // endLimit is how long a process may take to end after it was asked to.
 const endLimit = 15 * time.Second
