@@ -30,6 +30,12 @@ const besideProtocol protocol.ID = "/fwd/beside/1"
 // The last one is also the least time between two searches in one network.
 var besideAgain = [...]time.Duration{2 * time.Second, 10 * time.Second, 30 * time.Second}
 
+// A TCP connection that seems slower than the path at first is measured anew so often.
+const (
+	measureTimes = 10
+	measureEvery = time.Second
+)
+
 // ErrStay says that there is no better connection than the one in use.
 var ErrStay = errors.New("no better connection")
 
@@ -117,8 +123,27 @@ func (n *Node) seekTCP(ctx context.Context, p peer.ID) {
 	for i := 0; ; i++ {
 		o, err := n.beside.Punch(ctx, p)
 		n.log.Debug("TCP beside the path", "peer", p, "found", o.Direct, "step", o.Step, "took", o.Took, "err", err)
-		if n.paths.hasTCP(p) || i == len(besideAgain) || !sleep(ctx, besideAgain[i]) || !n.paths.has(p, Direct) {
+		if n.paths.hasTCP(p) {
+			n.measureTCP(ctx, p)
 			return
+		}
+		if i == len(besideAgain) || !sleep(ctx, besideAgain[i]) || !n.paths.has(p, Direct) {
+			return
+		}
+	}
+}
+
+// measureTCP measures a new TCP connection until it is taken for bulk, or has had its chances: the first round trips were
+// measured while much went the same way.
+func (n *Node) measureTCP(ctx context.Context, p peer.ID) {
+	for range measureTimes {
+		if !sleep(ctx, measureEvery) || n.paths.bestFor(p, nil, Direct, true) != n.paths.best(p, nil, Direct) {
+			return
+		}
+		for _, l := range n.paths.links(p) {
+			if l.direct() {
+				n.paths.check(l)
+			}
 		}
 	}
 }

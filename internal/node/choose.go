@@ -43,6 +43,7 @@ type measured struct {
 	class  class
 	quic   bool          // wins within a class: it survives changes of address, and leaves TCP to what moves much
 	rtt    time.Duration // 0: no answer yet
+	least  time.Duration // the shortest round trip so far; 0: no answer yet
 	silent bool          // suspected dead; used only if nothing else is there
 }
 
@@ -68,8 +69,8 @@ func (a measured) beats(b measured) bool {
 // carries says whether a, by a transport that the kernel runs, may carry what moves much where b is the path: TCP with TLS
 // moves it at a third of QUIC's CPU time (docs/bench.md), if a is as good a way otherwise.
 func (a measured) carries(b measured) bool {
-	return !a.quic && !a.silent && a.rtt != 0 && a.class <= b.class &&
-		float64(a.rtt) <= bulkFactor*float64(b.rtt)+float64(bulkBy)
+	return !a.quic && !a.silent && a.least != 0 && a.class <= b.class &&
+		float64(a.least) <= bulkFactor*float64(b.least)+float64(bulkBy)
 }
 
 // upgrades says whether a is of a better class than b, which works.

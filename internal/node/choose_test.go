@@ -39,20 +39,20 @@ func TestWhichConnectionIsThePath(t *testing.T) {
 
 func TestWhichConnectionCarriesBulk(t *testing.T) {
 	ms := func(n int) time.Duration { return time.Duration(n) * time.Millisecond }
-	path := measured{class: overInternet, quic: true, rtt: ms(50)}
+	path := measured{class: overInternet, quic: true, least: ms(50)}
 	for _, c := range []struct {
 		name string
 		a    measured
 		want bool
 	}{
-		{"TCP of the same round trip", measured{class: overInternet, rtt: ms(50)}, true},
-		{"a little slower", measured{class: overInternet, rtt: ms(56)}, true},
-		{"clearly slower", measured{class: overInternet, rtt: ms(60)}, false},
-		{"on the LAN", measured{class: onLAN, rtt: ms(1)}, true},
-		{"over a relay", measured{class: overRelay, rtt: ms(40)}, false},
-		{"QUIC", measured{class: overInternet, quic: true, rtt: ms(40)}, false},
+		{"TCP of the same round trip", measured{class: overInternet, least: ms(50)}, true},
+		{"a little slower", measured{class: overInternet, least: ms(56)}, true},
+		{"clearly slower", measured{class: overInternet, least: ms(60)}, false},
+		{"on the LAN", measured{class: onLAN, least: ms(1)}, true},
+		{"over a relay", measured{class: overRelay, least: ms(40)}, false},
+		{"QUIC", measured{class: overInternet, quic: true, least: ms(40)}, false},
 		{"not heard of yet", measured{class: overInternet}, false},
-		{"silent", measured{class: overInternet, rtt: ms(50), silent: true}, false},
+		{"silent", measured{class: overInternet, least: ms(50), silent: true}, false},
 	} {
 		if got := c.a.carries(path); got != c.want {
 			t.Errorf("%s: got %v", c.name, got)

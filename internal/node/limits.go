@@ -33,9 +33,6 @@ const (
 
 	// muxWindow is the most one yamux stream may have in flight: 32 MiB carry 1 Gbit/s over 250 ms.
 	muxWindow = 32 << 20
-	// muxFirstWindow is where it begins. It grows within some round trips, but with the library's 256 KiB
-	// BBR takes the wire for as slow as that first window, and at 1 % loss stays at a quarter of it.
-	muxFirstWindow = 4 << 20
 	// muxWriteTimeout is how long a TCP write may block before the connection counts as dead. The
 	// library's 10 s end connections on merely slow wires; our own pings notice death sooner.
 	muxWriteTimeout = 60 * time.Second
@@ -77,7 +74,6 @@ func newConnManager(relay bool) (*connmgr.BasicConnMgr, error) {
 // newMuxer is yamux with our own settings; a copy, for the library's are shared by the process.
 func newMuxer() *yamux.Transport {
 	mux := *yamux.DefaultTransport
-	mux.InitialStreamWindowSize = muxFirstWindow
 	mux.MaxStreamWindowSize = muxWindow
 	mux.ConnectionWriteTimeout = muxWriteTimeout
 	mux.KeepAliveInterval = muxKeepAlive

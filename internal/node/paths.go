@@ -27,12 +27,13 @@ type link struct {
 
 	// Guarded by paths.mu.
 	rtt    time.Duration
+	least  time.Duration // the shortest so far: what the way takes without a queue
 	silent bool
 	wins   int // measurements running at which it was better than the path
 }
 
 func (l *link) measured() measured {
-	return measured{class: l.class, quic: l.quic, rtt: l.rtt, silent: l.silent}
+	return measured{class: l.class, quic: l.quic, rtt: l.rtt, silent: l.silent, least: l.least}
 }
 
 func (l *link) direct() bool { return l.relay == "" }

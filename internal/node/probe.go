@@ -144,6 +144,9 @@ func (ps *paths) measuredRTT(p peer.ID, l *link, rtt time.Duration, ok bool) {
 		ps.fellLocked(p, l)
 	}
 	l.silent = !ok
+	if ok && (l.least == 0 || rtt < l.least) {
+		l.least = rtt
+	}
 	switch {
 	case !ok:
 	case l.rtt == 0, time.Since(l.since) < firstPingTimeout && rtt < l.rtt:

@@ -19,19 +19,20 @@ func (u tuned) Upgrade(ctx context.Context, t transport.Transport, c manet.Conn,
 	return u.Upgrader.Upgrade(ctx, t, newCoalescing(c), dir, p, scope)
 }
 
-func (u tuned) GateMaListener(l manet.Listener) transport.GatedMaListener {
-	return u.Upgrader.GateMaListener(tunedListener{l})
+// UpgradeGatedMaListener comes after the transport has set its own options, which needs the socket itself.
+func (u tuned) UpgradeGatedMaListener(t transport.Transport, l transport.GatedMaListener) transport.Listener {
+	return u.Upgrader.UpgradeGatedMaListener(t, tunedListener{l})
 }
 
-type tunedListener struct{ manet.Listener }
+type tunedListener struct{ transport.GatedMaListener }
 
-func (l tunedListener) Accept() (manet.Conn, error) {
-	c, err := l.Listener.Accept()
+func (l tunedListener) Accept() (manet.Conn, network.ConnManagementScope, error) {
+	c, scope, err := l.GatedMaListener.Accept()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	tune(c)
-	return newCoalescing(c), nil
+	return newCoalescing(c), scope, nil
 }
 
 // tune sets what the system offers; what it refuses stays as it is, and doctor says so.
