@@ -303,13 +303,21 @@ func await[T any](t *testing.T, c <-chan T, what string) T {
 
 func freePort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 100 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := net.ListenPacket("udp", l.Addr().String()) // a relay wants both
+		l.Close()
+		if err == nil {
+			c.Close()
+			_, port, _ := net.SplitHostPort(l.Addr().String())
+			return port
+		}
 	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
+	t.Fatal("no port is free for both TCP and UDP")
+	return ""
 }
 
 // shortTemp: t.TempDir's names are too long for a unix socket.
