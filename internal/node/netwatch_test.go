@@ -3,6 +3,8 @@ package node
 import (
 	"testing"
 	"time"
+
+	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/proto"
 )
 
 func TestSleepShowsByTheClocks(t *testing.T) {
@@ -47,6 +49,29 @@ func TestNetworkChangeIsFollowedByReservationsAtOnce(t *testing.T) {
 		}
 		return len(now) == 2 && reserved(a, 1)()
 	})
+}
+
+// A reservation renewed at once may be on its way over a connection of yesterday.
+func TestConnectionOfYesterdayEndsWhenItCarriesNothingMore(t *testing.T) {
+	m := newMesh(t)
+	relay, _ := m.relay(Config{})
+	a := m.join(Config{})
+	eventually(t, "both transports", func() bool { return len(a.paths.links(relay.self)) == 2 && reserved(a, 1)() })
+	old := a.paths.links(relay.self)[0]
+	busy, err := old.conn.NewStream(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := busy.SetProtocol(proto.ProtoIDv2Hop); err != nil {
+		t.Fatal(err)
+	}
+	a.NetworkChanged()
+	eventually(t, "two new connections", func() bool { return len(a.paths.links(relay.self)) == 3 })
+	if old.conn.IsClosed() {
+		t.Error("closed while it carried something")
+	}
+	busy.Reset()
+	eventually(t, "the old one ends", old.conn.IsClosed)
 }
 
 // The trial after losses is what keeps paths from flapping.

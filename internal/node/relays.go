@@ -46,6 +46,9 @@ const (
 	renewAtLeast = time.Minute
 	// besideRetry is how long a failed dial of the other transport rests.
 	besideRetry = 5 * time.Minute
+	// retireEvery is how often an old connection to a relay is looked at: circuits move on within a
+	// second or two of a better path.
+	retireEvery = time.Second
 )
 
 // relayLoops are the relays that this node holds or seeks reservations at.
@@ -321,7 +324,7 @@ func (n *Node) resolved(ctx context.Context, addrs []ma.Multiaddr, transport str
 
 func isIPv4(a ma.Multiaddr) bool { return len(a) > 0 && a[0].Protocol().Code == ma.P_IP4 }
 
-// renewLinks dials the relay anew by each transport and closes the old connections that carry no
+// renewLinks dials the relay anew by each transport and closes the old connections once they carry no
 // circuit. After a change of network the old ones may live on (QUIC survives it), but the relay goes
 // on seeing them at the old address, which nobody can punch to.
 //
@@ -361,11 +364,9 @@ func (n *Node) redial(ctx context.Context, id peer.ID, done func()) {
 			}
 			any.Store(true)
 			done()
-			for _, l := range old {
-				if transportOf(l.conn.RemoteMultiaddr()) == transport && !carriesCircuit(l.conn) {
-					l.conn.Close()
-				}
-			}
+			n.retire(slices.DeleteFunc(slices.Clone(old), func(l *link) bool {
+				return transportOf(l.conn.RemoteMultiaddr()) != transport
+			}))
 		})
 	}
 	wg.Wait()
@@ -374,6 +375,26 @@ func (n *Node) redial(ctx context.Context, id peer.ID, done func()) {
 	}
 }
 
+// retire closes connections to a relay as soon as they carry no circuit. What goes on at once on the new
+// ones, a reservation among it, may still be made over an old one.
+func (n *Node) retire(old []*link) {
+	n.tasks.start(func() {
+		for {
+			old = slices.DeleteFunc(old, func(l *link) bool {
+				if !l.conn.IsClosed() && carriesCircuit(l.conn) {
+					return false
+				}
+				l.conn.Close()
+				return true
+			})
+			if len(old) == 0 || !sleep(n.ctx, retireEvery) {
+				return
+			}
+		}
+	})
+}
+
+// carriesCircuit says whether c carries a circuit, or a reservation is being made over it.
 func carriesCircuit(c network.Conn) bool {
 	return slices.ContainsFunc(c.GetStreams(), func(s network.Stream) bool {
 		return s.Protocol() == proto.ProtoIDv2Hop || s.Protocol() == proto.ProtoIDv2Stop
