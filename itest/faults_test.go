@@ -30,7 +30,6 @@ type fault struct {
 	lasts  time.Duration   // heal comes so long after strike; 0: after the transfer
 	needs  bool            // nothing can flow before heal
 	only   []string        // moments; nil: all
-	asked  bool            // only run when FWD_FAULT names it: it shows an open fault, see docs/session.md
 }
 
 // limit is how long a stall may last in a test; what it should be is in docs/session.md. Machines that run tests
@@ -53,9 +52,9 @@ var faults = []fault{
 		strike: func(w *faulty) { w.homes[1].BlockUDP() }, heal: func(w *faulty) { w.homes[1].UnblockUDP() }},
 	{name: "LAN cable out", path: "direct", lasts: cableOut, needs: true,
 		strike: func(w *faulty) { w.laptop.Host.Cable().Unplug() }, heal: func(w *faulty) { w.laptop.Host.Cable().Plug() }},
-	{name: "moved to another network", path: "direct", asked: true,
+	{name: "moved to another network", path: "direct",
 		strike: func(w *faulty) { w.laptop.Host.MoveTo(w.away) }, heal: func(w *faulty) { w.laptop.Host.MoveTo(w.homes[1]) }},
-	{name: "exposer's network changed", path: "direct", asked: true,
+	{name: "exposer's network changed", path: "direct",
 		strike: func(w *faulty) { w.nas.Host.MoveTo(w.away) }, heal: func(w *faulty) { w.nas.Host.MoveTo(w.homes[0]) }},
 	{name: "20 % loss", path: "direct", lasts: lossLasts,
 		strike: func(w *faulty) { w.lose(0.2) }, heal: func(w *faulty) { w.lose(0) }},
@@ -81,9 +80,6 @@ func TestConnectionsSurviveFaults(t *testing.T) {
 			continue
 		}
 		t.Run(f.name, func(t *testing.T) {
-			if f.asked && os.Getenv("FWD_FAULT") == "" {
-				t.Skip("open fault: after the move lanes at times stay on the relay; run it with FWD_FAULT='" + f.name + "'")
-			}
 			t.Parallel()
 			w := newFaulty(t, f)
 			for range max(1, rounds) {

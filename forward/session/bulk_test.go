@@ -89,3 +89,42 @@ func TestLaneKeepsItsStreamWhereOpenKnowsNoBetterOne(t *testing.T) {
 		}
 	})
 }
+
+// The peer may know of the better path a moment later than we do.
+func TestBetterPathIsTriedAgainWhereTheFirstAttemptFailed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t)
+		defer l.close()
+		a, b := l.session()
+		tries := 0
+		l.open = func(context.Context, int, Want) (*end, error) {
+			if tries++; tries < 4 {
+				return nil, errors.New("not yet")
+			}
+			return l.pair(), nil
+		}
+		l.c.Renew(peerE)
+		time.Sleep(10 * time.Second)
+		move(t, a, b, 1000)
+		if n := a.Info().Migrations; n != 1 || tries != 4 {
+			t.Errorf("moved %d times, tried %d times", n, tries)
+		}
+	})
+}
+
+func TestWishOfTheFarSideIsHeededLaterIfItComesTooSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t)
+		defer l.close()
+		a, b := l.session()
+		before := l.opened()
+		l.e.Renew(peerC)
+		time.Sleep(100 * time.Millisecond)
+		l.e.Renew(peerC)
+		time.Sleep(5 * time.Second)
+		move(t, a, b, 1000)
+		if n := l.opened() - before; n != 2 {
+			t.Errorf("attached anew %d times", n)
+		}
+	})
+}

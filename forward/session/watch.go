@@ -31,7 +31,7 @@ const (
 
 	openPatience   = 10 * time.Second // one Open
 	attachPatience = 5 * time.Second  // attach and answer, at both sides
-	renewPause     = time.Second      // between RENEWs that are heeded
+	renewEvery     = time.Second      // between RENEWs that are heeded
 	freshAttempt   = 250 * time.Millisecond
 	violations     = 5 // broken streams within a minute that end the link
 )
@@ -42,9 +42,9 @@ type watcher struct {
 	asleep atomic.Bool   // for asleepFor and longer: it would miss that bytes begin to flow
 
 	mu      sync.Mutex
-	idle    bool // asleep until a probe is due
-	renew   bool // attach anew
-	renewed time.Time
+	idle    bool      // asleep until a probe is due
+	renewAt time.Time // when to attach anew; zero: no need to
+	renewed time.Time // when that was last asked for
 	probe   bool      // ask for a sign of life now
 	attempt func()    // calls off the attempt under way
 	began   time.Time // of that attempt
@@ -60,7 +60,9 @@ type watcher struct {
 	pinged  bool        // for this silence
 	told    *attachment // of whose silence Config.Silent knows
 	retry   time.Time
-	pause   time.Duration
+	pause   time.Duration // before it
+
+	renewPause time.Duration // before an attempt to attach anew is repeated
 
 	suspect bool // under mu
 }
@@ -99,20 +101,69 @@ func (w *watcher) askProbe() {
 	w.nudge()
 }
 
-// askRenew has the lane attach anew; the far side's wish is heeded once a second.
+// askRenew has the lane attach anew, by the far side's wish once a second at most.
 func (w *watcher) askRenew(now time.Time, ours bool) {
 	w.mu.Lock()
-	if !ours && now.Sub(w.renewed) < renewPause {
-		w.mu.Unlock()
-		return
+	w.renewAt = now
+	if next := w.renewed.Add(renewEvery); !ours && next.After(now) {
+		w.renewAt = next
 	}
-	w.renewed, w.renew = now, true
+	w.renewed = w.renewAt
 	// An attempt that already hangs was begun on what is no longer the best path.
-	if w.attempt != nil && now.Sub(w.began) >= freshAttempt {
+	if w.attempt != nil && w.renewAt == now && now.Sub(w.began) >= freshAttempt {
 		w.attempt()
 	}
 	w.mu.Unlock()
 	w.nudge()
+}
+
+// renewIn is how long it is until the lane is to attach anew.
+func (w *watcher) renewIn(now time.Time) time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.renewAt.IsZero() {
+		return time.Hour
+	}
+	return max(0, w.renewAt.Sub(now))
+}
+
+// renewDue says whether the lane is to attach anew now, and takes that as done.
+func (w *watcher) renewDue(now time.Time) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.renewAt.IsZero() || w.renewAt.After(now) {
+		return false
+	}
+	w.renewAt = time.Time{}
+	return true
+}
+
+// renew attaches anew, by the path that is best now; an exit asks the entry to. What failed, or was called off, is done
+// again: the better path may still be there.
+func (l *lane) renew(a *attachment) {
+	w, k := &l.watching, l.link
+	if k.role == exit {
+		l.mu.Lock()
+		a.renewDue = true
+		a.wakeLocked()
+		l.mu.Unlock()
+		return
+	}
+	err := l.attach(a, w.suspected())
+	l.mu.Lock()
+	attached := l.cur != a
+	l.mu.Unlock()
+	if attached || err == ErrStay {
+		w.renewPause = 0
+		return
+	}
+	k.e.log.Debug("no better path", "peer", k.peer, "lane", l.index, "err", err)
+	again := k.e.now().Add(k.e.backoff(&w.renewPause))
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.renewAt.IsZero() {
+		w.renewAt = again
+	}
 }
 
 func (w *watcher) suspected() bool {
@@ -158,7 +209,7 @@ func (l *lane) watch() {
 		case <-timer.C:
 		case <-w.kick:
 		}
-		wait := l.look()
+		wait := min(l.look(), w.renewIn(l.link.e.now()))
 		w.mu.Lock()
 		w.idle = wait > lookEvery
 		w.mu.Unlock()
@@ -176,9 +227,10 @@ func (l *lane) look() time.Duration {
 	l.mu.Unlock()
 
 	w.mu.Lock()
-	renew, probe := w.renew, w.probe
-	w.renew, w.probe = false, false
+	probe := w.probe
+	w.probe = false
 	w.mu.Unlock()
+	renew := w.renewDue(now)
 	if renew {
 		w.pause, w.retry = 0, time.Time{}
 	}
@@ -186,14 +238,7 @@ func (l *lane) look() time.Duration {
 		return l.lookDetached(now, since, unacked)
 	}
 	if renew {
-		if k.role == exit {
-			l.mu.Lock()
-			a.renewDue = true
-			a.wakeLocked()
-			l.mu.Unlock()
-		} else if err := l.attach(a, w.suspected()); err != nil {
-			k.e.log.Debug("no better path", "peer", k.peer, "lane", l.index, "err", err)
-		}
+		l.renew(a)
 		return 0
 	}
 
@@ -263,7 +308,7 @@ func (l *lane) look() time.Duration {
 		return min(wait, lookEvery)
 	}
 	if err := l.attach(a, true); err != nil {
-		w.fail(k, now)
+		w.fail(k)
 	} else {
 		w.retry, w.pause = time.Time{}, 0
 	}
@@ -300,7 +345,7 @@ func (l *lane) lookDetached(now, since time.Time, unacked bool) time.Duration {
 	}
 	if err := l.attach(nil, false); err != nil {
 		k.e.log.Debug("no path", "peer", k.peer, "lane", l.index, "err", err)
-		w.fail(k, now)
+		w.fail(k)
 		return 0
 	}
 	w.retry, w.pause = time.Time{}, 0
@@ -325,10 +370,12 @@ func (l *lane) release(now, since time.Time) time.Duration {
 }
 
 // fail sets when to try again.
-func (w *watcher) fail(k *link, now time.Time) {
-	w.pause = min(max(backoffFirst, time.Duration(float64(w.pause)*backoffGrow)), backoffMax)
-	spread := 0.7 + 0.6*k.e.random()
-	w.retry = k.e.now().Add(time.Duration(float64(w.pause) * spread))
+func (w *watcher) fail(k *link) { w.retry = k.e.now().Add(k.e.backoff(&w.pause)) }
+
+// backoff lengthens pause, and gives it ±30 %.
+func (e *Endpoint) backoff(pause *time.Duration) time.Duration {
+	*pause = min(max(backoffFirst, time.Duration(float64(*pause)*backoffGrow)), backoffMax)
+	return time.Duration(float64(*pause) * (0.7 + 0.6*e.random()))
 }
 
 func (l *lane) ping(a *attachment, now time.Time) {
@@ -346,6 +393,7 @@ func later(a, b time.Time) time.Time {
 
 // attach opens a stream and makes it the lane's. live, if not nil, is the attachment in use, which stays so until the new
 // one is confirmed; silent says that nothing comes on it, and if it speaks again meanwhile the attempt is called off.
+// ErrStay: there is no better one.
 func (l *lane) attach(live *attachment, silent bool) error {
 	k, w := l.link, &l.watching
 	ctx, cancel := context.WithTimeout(k.ctx, openPatience+attachPatience)
@@ -373,9 +421,6 @@ func (l *lane) attach(live *attachment, silent bool) error {
 	opening, opened := context.WithTimeout(ctx, openPatience)
 	s, err := k.e.cfg.Open(opening, k.peer, want)
 	opened()
-	if err == ErrStay && live != nil {
-		return nil
-	}
 	if err != nil {
 		return err
 	}

@@ -2,12 +2,14 @@ package node
 
 import (
 	"context"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
 
@@ -67,6 +69,7 @@ func (v *natView) refresh(ctx context.Context) map[*link]observation {
 			}
 		}
 	}
+	links = newest(links)
 	var wg sync.WaitGroup
 	now := time.Now()
 	for _, l := range links {
@@ -101,6 +104,24 @@ func (v *natView) refresh(ctx context.Context) map[*link]observation {
 		}
 	}
 	return out
+}
+
+// newest are the latest connections to each relay, by each transport and IP version: a relay goes on seeing an older one
+// where it began, even if it lives on in another network.
+func newest(links []*link) []*link {
+	type way struct {
+		relay         peer.ID
+		ip, transport string
+	}
+	latest := make(map[way]*link)
+	for _, l := range links {
+		a := l.conn.RemoteMultiaddr()
+		key := way{l.conn.RemotePeer(), a[0].Protocol().Name, transportOf(a)}
+		if latest[key] == nil || l.since.After(latest[key].since) {
+			latest[key] = l
+		}
+	}
+	return slices.Collect(maps.Values(latest))
 }
 
 // look has all of it looked at anew where it is too old; it does not wait for the examination.
@@ -246,8 +267,8 @@ func portOf(a ma.Multiaddr) string {
 func (n *Node) NAT() NATReport {
 	n.nat.mu.Lock()
 	seen := make(map[*link]observation, len(n.nat.seen))
-	for l, o := range n.nat.seen {
-		seen[l] = o
+	for _, l := range newest(slices.Collect(maps.Keys(n.nat.seen))) {
+		seen[l] = n.nat.seen[l]
 	}
 	n.nat.mu.Unlock()
 	k := n.nat.known(seen)

@@ -26,10 +26,11 @@ type link struct {
 	poke  chan chan bool // asks the probing goroutine for a quick answer
 
 	// Guarded by paths.mu.
-	rtt    time.Duration
-	least  time.Duration // the shortest so far: what the way takes without a queue
-	silent bool
-	wins   int // measurements running at which it was better than the path
+	rtt      time.Duration
+	answered time.Time     // last
+	least    time.Duration // the shortest so far: what the way takes without a queue
+	silent   bool
+	wins     int // measurements running at which it was better than the path
 }
 
 func (l *link) measured() measured {

@@ -132,6 +132,13 @@ func (ps *paths) rtt(l *link) time.Duration {
 	return l.rtt
 }
 
+// answered is when l last did.
+func (ps *paths) answered(l *link) time.Time {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	return l.answered
+}
+
 // measuredRTT takes a result in: the first ones by their minimum, later ones smoothed.
 func (ps *paths) measuredRTT(p peer.ID, l *link, rtt time.Duration, ok bool) {
 	ps.mu.Lock()
@@ -143,7 +150,9 @@ func (ps *paths) measuredRTT(p peer.ID, l *link, rtt time.Duration, ok bool) {
 	if !ok {
 		ps.fellLocked(p, l)
 	}
-	l.silent = !ok
+	if l.silent = !ok; ok {
+		l.answered = time.Now()
+	}
 	if ok && (l.least == 0 || rtt < l.least) {
 		l.least = rtt
 	}

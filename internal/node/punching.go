@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -79,26 +81,20 @@ func (n *Node) hearPunch(t punch.Token) (<-chan netip.AddrPort, func()) {
 	return from, cancel
 }
 
-// whenDirect's channel is closed when there is a direct connection to p.
+// whenDirect's channel is closed when there is a direct connection to p that was made, or has answered, from now on. One
+// of before may be dead, and the peer knows it: that is why it punches.
 func (ps *paths) whenDirect(p peer.ID) (<-chan struct{}, func()) {
-	direct := make(chan struct{})
-	ctx, cancel := context.WithCancel(ps.node.ctx)
-	news, stop := ps.listen(p)
-	started := ps.node.tasks.start(func() {
-		defer stop()
-		for !ps.has(p, Direct) {
-			select {
-			case <-news:
-			case <-ctx.Done():
-				return
-			}
+	now := time.Now()
+	for _, l := range ps.links(p) {
+		if l.direct() {
+			ps.node.tasks.start(func() { ps.check(l) })
 		}
-		close(direct)
-	})
-	if !started {
-		stop()
 	}
-	return direct, cancel
+	return ps.when(p, func() bool {
+		return slices.ContainsFunc(ps.links(p), func(l *link) bool {
+			return l.direct() && !l.conn.IsClosed() && (l.since.After(now) || ps.answered(l).After(now))
+		})
+	})
 }
 
 // handlePunch serves a punch that the peer started.
