@@ -37,20 +37,26 @@ type Entry struct {
 // returns when all have ended: nil if ctx ended it, else why the listener gave up.
 func (e *Entry) Serve(ctx context.Context) error {
 	log := logger(e.Log).With("local", e.Listener.Addr().String())
+	return accept(ctx, log, e.Listener, func(ctx context.Context, c net.Conn) { e.serveConn(ctx, log, c) })
+}
+
+// accept serves each of a listener's connections until ctx ends or the listener gives
+// up, and returns when all have ended.
+func accept(ctx context.Context, log *slog.Logger, l net.Listener, serve func(context.Context, net.Conn)) error {
 	var sessions sync.WaitGroup
 	defer sessions.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer e.Listener.Close()
-	stop := context.AfterFunc(ctx, func() { e.Listener.Close() })
+	defer l.Close()
+	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
 
 	var pause backoff
 	for {
-		c, err := e.Listener.Accept()
+		c, err := l.Accept()
 		if err == nil {
 			pause.reset()
-			sessions.Go(func() { e.serveConn(ctx, log, c) })
+			sessions.Go(func() { serve(ctx, c) })
 			continue
 		}
 		if ctx.Err() != nil {
@@ -81,7 +87,7 @@ func (e *Entry) serveConn(ctx context.Context, log *slog.Logger, c net.Conn) {
 	if tc, ok := c.(*net.TCPConn); ok {
 		tc.SetKeepAliveConfig(keepAlive)
 	}
-	far, err := e.dial(ctx)
+	far, err := within(ctx, e.Wait, e.Dial)
 	if err != nil {
 		Reset(local)
 		if ctx.Err() == nil {
@@ -89,9 +95,24 @@ func (e *Entry) serveConn(ctx context.Context, log *slog.Logger, c net.Conn) {
 		}
 		return
 	}
+	carry(ctx, log, local, far, e.OnSession)
+}
+
+// within dials a session in the time that a local program is let wait.
+func within(ctx context.Context, wait time.Duration, dial func(context.Context) (Conn, error)) (Conn, error) {
+	if wait == 0 {
+		wait = DialWait
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	return dial(ctx)
+}
+
+// carry is the life of an open session, told and logged.
+func carry(ctx context.Context, log *slog.Logger, local, far Conn, onSession func(net.Conn, Conn) func(int64, int64, error)) {
 	ended := func(sent, received int64, err error) {}
-	if e.OnSession != nil {
-		if f := e.OnSession(local, far); f != nil {
+	if onSession != nil {
+		if f := onSession(local, far); f != nil {
 			ended = f
 		}
 	}
@@ -102,18 +123,8 @@ func (e *Entry) serveConn(ctx context.Context, log *slog.Logger, c net.Conn) {
 		if refused := new(session.RefusedError); errors.As(err, &refused) {
 			level = slog.LevelWarn
 		}
-		log.Log(ctx, level, "session failed", "client", addrOf(c), "sent", sent, "received", received, "err", err)
+		log.Log(ctx, level, "session failed", "client", addrOf(local), "sent", sent, "received", received, "err", err)
 	}
-}
-
-func (e *Entry) dial(ctx context.Context) (Conn, error) {
-	wait := e.Wait
-	if wait == 0 {
-		wait = DialWait
-	}
-	ctx, cancel := context.WithTimeout(ctx, wait)
-	defer cancel()
-	return e.Dial(ctx)
 }
 
 // copyUntil is Copy, ended by reset when ctx ends.
