@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -20,6 +21,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/net/proxy"
 
 	"fwd/internal/daemon"
 )
@@ -39,14 +41,21 @@ import (
 //	finish NAME SIGNAL CODE     sends INT, TERM, HUP or 0, and wants it to end so
 //	killdaemon                  kill -9 of this person's daemon
 //	port VAR                    a free port
+//	portof VAR ADDR             the port of an address
 //	hello VAR TEXT              a server that says TEXT and then echoes; its address
 //	hellosocket PATH TEXT       the same at a unix socket
 //	get ADDR TEXT               connects and wants TEXT, then its own words back
+//	socksget PROXY HOST:PORT TEXT [N]
+//	                            the same through a SOCKS proxy; with N its own words are so
+//	                            many bytes
+//	socksrefused PROXY HOST:PORT REGEXP
+//	                            wants the proxy to refuse, with these words
 //	refused ADDR                wants nobody to listen there
 //	occupied VAR                an address where another program listens
 //	mangle VAR                  changes a letter in the middle of a variable's value
 //	sshd CONFIG                 a private sshd that lets this user in, and an ssh_config for
 //	                            it; the condition [sshd] says whether there is one
+//	                            (and [nc] whether there is a netcat that speaks SOCKS)
 //	bytes N FILE                a file of N random bytes
 //	append FROM TO              adds a file to another
 //	foreign KEY KNOWN HOST      a known_hosts that has another key for a host
@@ -73,29 +82,36 @@ func TestScripts(t *testing.T) {
 			if cond == "sshd" {
 				return sshdPath() != "", nil
 			}
+			if cond == "nc" {
+				usage, _ := exec.Command("nc", "-h").CombinedOutput()
+				return bytes.Contains(usage, []byte("-X proxy_protocol")), nil
+			}
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"as":          cmdAs,
-			"exits":       func(ts *testscript.TestScript, neg bool, args []string) { exits(ts, args) },
-			"told":        cmdTold,
-			"start":       cmdStart,
-			"await":       func(ts *testscript.TestScript, neg bool, args []string) { cmdAwait(ts, args, false) },
-			"awaitnew":    func(ts *testscript.TestScript, neg bool, args []string) { cmdAwait(ts, args, true) },
-			"finish":      cmdFinish,
-			"killdaemon":  cmdKillDaemon,
-			"port":        cmdPort,
-			"hello":       cmdHello,
-			"hellosocket": cmdHelloSocket,
-			"get":         cmdGet,
-			"refused":     cmdRefused,
-			"occupied":    cmdOccupied,
-			"mangle":      cmdMangle,
-			"expand":      cmdExpand,
-			"sshd":        cmdSSHD,
-			"bytes":       cmdBytes,
-			"append":      cmdAppend,
-			"foreign":     cmdForeign,
+			"as":           cmdAs,
+			"exits":        func(ts *testscript.TestScript, neg bool, args []string) { exits(ts, args) },
+			"told":         cmdTold,
+			"start":        cmdStart,
+			"await":        func(ts *testscript.TestScript, neg bool, args []string) { cmdAwait(ts, args, false) },
+			"awaitnew":     func(ts *testscript.TestScript, neg bool, args []string) { cmdAwait(ts, args, true) },
+			"finish":       cmdFinish,
+			"killdaemon":   cmdKillDaemon,
+			"port":         cmdPort,
+			"portof":       cmdPortOf,
+			"hello":        cmdHello,
+			"hellosocket":  cmdHelloSocket,
+			"get":          cmdGet,
+			"socksget":     cmdSocksGet,
+			"socksrefused": cmdSocksRefused,
+			"refused":      cmdRefused,
+			"occupied":     cmdOccupied,
+			"mangle":       cmdMangle,
+			"expand":       cmdExpand,
+			"sshd":         cmdSSHD,
+			"bytes":        cmdBytes,
+			"append":       cmdAppend,
+			"foreign":      cmdForeign,
 		},
 	})
 }
@@ -314,6 +330,12 @@ func cmdPort(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv(args[0], strconv.Itoa(port))
 }
 
+func cmdPortOf(ts *testscript.TestScript, neg bool, args []string) {
+	_, port, err := net.SplitHostPort(args[1])
+	ts.Check(err)
+	ts.Setenv(args[0], port)
+}
+
 func listen(ts *testscript.TestScript) net.Listener {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	ts.Check(err)
@@ -388,6 +410,52 @@ func exchange(network, addr, words string) ([]byte, error) {
 		return nil, err
 	}
 	return io.ReadAll(c)
+}
+
+func socksDialer(ts *testscript.TestScript, addr string) proxy.Dialer {
+	network := "tcp"
+	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
+		network, addr = "unix", path
+	}
+	d, err := proxy.SOCKS5(network, addr, nil, &net.Dialer{Timeout: patience})
+	ts.Check(err)
+	return d
+}
+
+// cmdSocksGet talks to a hello server as curl --socks5-hostname would.
+func cmdSocksGet(ts *testscript.TestScript, neg bool, args []string) {
+	words := []byte("and back\n")
+	if len(args) == 4 {
+		n, err := strconv.Atoi(args[3])
+		ts.Check(err)
+		words = make([]byte, n)
+		rand.Read(words)
+	}
+	c, err := socksDialer(ts, args[0]).Dial("tcp", args[1])
+	ts.Check(err)
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(patience))
+	go func() { // ends with its last byte, or with the connection
+		if _, err := c.Write(words); err == nil {
+			c.(interface{ CloseWrite() error }).CloseWrite()
+		}
+	}()
+	got, err := io.ReadAll(c)
+	ts.Check(err)
+	if want := append([]byte(args[2]+"\n"), words...); !bytes.Equal(got, want) {
+		ts.Fatalf("got %d bytes from %s by %s, want %d: %.80q", len(got), args[1], args[0], len(want), got)
+	}
+}
+
+func cmdSocksRefused(ts *testscript.TestScript, neg bool, args []string) {
+	c, err := socksDialer(ts, args[0]).Dial("tcp", args[1])
+	if err == nil {
+		c.Close()
+		ts.Fatalf("%s is reached by %s", args[1], args[0])
+	}
+	if ok, e := regexp.MatchString(args[2], err.Error()); e != nil || !ok {
+		ts.Fatalf("%s by %s: %v, want %q", args[1], args[0], err, args[2])
+	}
 }
 
 func cmdRefused(ts *testscript.TestScript, neg bool, args []string) {

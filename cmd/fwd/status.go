@@ -121,7 +121,11 @@ func (p painter) status(s *daemon.Status, watched bool) string {
 		if local == "" {
 			local = "-"
 		}
-		rows = append(rows, []cell{{local, plain}, {f.Service, strong}, {"on " + f.Machine, faint}, {count(f.Sessions, "connection"), plain},
+		where := "on " + f.Machine
+		if f.Peer == "" {
+			where = "by SOCKS"
+		}
+		rows = append(rows, []cell{{local, plain}, {f.Service, strong}, {where, faint}, {count(f.Sessions, "connection"), plain},
 			{pathWords(f.Path), pathStyle(f.Path)}, {rateWords(f.Rate), good}})
 	}
 	p.section(&b, "forwards", rows)

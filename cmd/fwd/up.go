@@ -124,11 +124,14 @@ func newConfig(a *app) *cobra.Command {
 			case a.out.json:
 				a.out.object(c)
 			default:
-				relay := ""
+				relay, socks := "", ""
+				if c.Socks > 0 {
+					socks = ", " + count(c.Socks, "SOCKS port")
+				}
 				if c.Relay {
 					relay = ", and a relay"
 				}
-				a.out.answer("%s is right: %s, %s%s", c.Path, count(c.Exposes, "expose"), count(c.Connects, "connect"), relay)
+				a.out.answer("%s is right: %s, %s%s", c.Path, count(c.Exposes, "expose"), count(c.Connects, "connect"), socks+relay)
 			}
 			return nil
 		},

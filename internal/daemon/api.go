@@ -67,7 +67,6 @@ type (
 		Only    []string      `json:"only,omitempty"`    // services: makes a guest
 		Device  bool          `json:"device,omitempty"`
 		Relay   bool          `json:"relay,omitempty"`
-		At      string        `json:"at,omitempty"` // HOST[:PORT] at which the new relay waits for the owner to dial it
 		Admin   bool          `json:"admin,omitempty"`
 		Tags    []string      `json:"tags,omitempty"`
 		Replace string        `json:"replace,omitempty"`
@@ -89,6 +88,11 @@ type (
 		Path    string        `json:"path,omitempty"`    // auto, direct, relay; empty: auto
 		Timeout time.Duration `json:"timeout,omitempty"` // 0: wait for an offline peer
 		Keep    bool          `json:"keep,omitempty"`    // `fwd up` does it too, from now on
+	}
+	// SocksRequest: take programs that speak SOCKS 5 to the services they name.
+	SocksRequest struct {
+		Local string `json:"local,omitempty"` // "1080", "addr:1080", unix:/path; empty: DefaultSocks
+		Keep  bool   `json:"keep,omitempty"`
 	}
 	DisconnectRequest struct {
 		Local   string `json:"local,omitempty"`
@@ -161,7 +165,6 @@ type (
 //	session    Service, Peer, Session: one began (state "open") or ended ("closed")
 //	pong       Peer, Path, Seq
 //	invite     Invite, Message: the code and, for stderr, its story
-//	waiting    Addrs, Message: a new relay listens for the owner to dial it
 //	relay      Peer, Addrs: the relay is up
 //	page       URL: it is served
 //	status, ls, peers, doctor, speed, result   Result: the command's one answer
@@ -280,7 +283,7 @@ type ServiceStatus struct {
 }
 
 type ForwardStatus struct {
-	Service  string `json:"service"`
+	Service  string `json:"service"` // of a SOCKS entry "*.fwd"; its peer and machine are empty
 	Peer     string `json:"peer"`
 	Local    string `json:"local"`
 	Sessions int    `json:"sessions"`

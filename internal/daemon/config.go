@@ -36,6 +36,7 @@ type config struct {
 	Relay      *relayConfig    `toml:"relay"` // nil: this machine is none
 	Expose     []exposeConfig  `toml:"expose"`
 	Connect    []connectConfig `toml:"connect"`
+	Socks      []socksConfig   `toml:"socks"`
 }
 
 type logConfig struct {
@@ -69,6 +70,10 @@ type connectConfig struct {
 	Service serviceWord `toml:"service"`
 	Local   localWord   `toml:"local"`
 	Path    pathWord    `toml:"path"`
+}
+
+type socksConfig struct {
+	Local socksWord `toml:"local"` // default DefaultSocks
 }
 
 // maxConfig: a thousand services of a hundred bytes, ten times over.
@@ -173,6 +178,21 @@ func (c *config) check() error {
 		}
 		locals[local.String()] = true
 	}
+	for _, s := range c.Socks {
+		local, err := s.request().local()
+		switch {
+		case err != nil:
+			return err
+		case local.Port() == 0 && local.Network() == "tcp" && locals["socks"]:
+			return fmt.Errorf("a [[socks]] without a port of its own stands there twice")
+		case local.Port() == 0 && local.Network() == "tcp":
+			locals["socks"] = true
+			continue
+		case locals[local.String()]:
+			return fmt.Errorf("a [[socks]] wants %s, and so does another entry", local)
+		}
+		locals[local.String()] = true
+	}
 	if r := c.Relay; r != nil {
 		if r.Uses < 0 {
 			return fmt.Errorf("relay.uses is %d: a code is for one machine or more", r.Uses)
@@ -208,12 +228,15 @@ func (f connectConfig) request() ConnectRequest {
 	return ConnectRequest{Name: f.Service.text, Local: f.Local.text, Path: f.Path.text}
 }
 
+func (s socksConfig) request() SocksRequest { return SocksRequest{Local: s.Local.text} }
+
 // Checked is what `fwd config check` answers.
 type Checked struct {
 	Path     string `json:"path"`
 	Exposes  int    `json:"exposes"`
 	Connects int    `json:"connects"`
 	Relay    bool   `json:"relay"`
+	Socks    int    `json:"socks"`
 }
 
 // CheckConfig reads a fwd.toml as `fwd up` would. path "": the home's own.
@@ -230,7 +253,7 @@ func CheckConfig(home Home, path string) (Checked, error) {
 			return Checked{}, usage(`under [relay]: announce = ["HOST"]`, "%s: %v", path, err)
 		}
 	}
-	return Checked{Path: path, Exposes: len(c.Expose), Connects: len(c.Connect), Relay: c.Relay != nil}, nil
+	return Checked{Path: path, Exposes: len(c.Expose), Connects: len(c.Connect), Socks: len(c.Socks), Relay: c.Relay != nil}, nil
 }
 
 // A word of the file is read by the parser of the command that takes it, so that
@@ -250,6 +273,7 @@ type (
 	targetWord   = word[aTarget]
 	localWord    = word[aLocal]
 	pathWord     = word[aPath]
+	socksWord    = word[aSocks]
 	listenWord   = word[aListen]
 	announceWord = word[anAnnounce]
 	formatWord   = word[aFormat]
@@ -260,6 +284,7 @@ type (
 	aTarget    struct{}
 	aLocal     struct{}
 	aPath      struct{}
+	aSocks     struct{}
 	aListen    struct{}
 	anAnnounce struct{}
 	aFormat    struct{}
@@ -287,6 +312,11 @@ func (aLocal) check(s string) error {
 	if err == nil && local.Stdio() {
 		return fmt.Errorf("local address %q: is for one connection on a command's standard input and output", s)
 	}
+	return err
+}
+
+func (aSocks) check(s string) error {
+	_, err := SocksRequest{Local: s}.local()
 	return err
 }
 

@@ -378,6 +378,12 @@ func (d *Daemon) disconnect(req DisconnectRequest, emit func(Event)) error {
 			return nil
 		}
 	}
+	for s := range d.socks {
+		if meansLocal(req.Local, s.local, socksNames) {
+			s.end(errWishEnded)
+			return nil
+		}
+	}
 	if stood {
 		return nil
 	}

@@ -69,13 +69,13 @@ type Daemon struct {
 	boot           string       // of this very process, random
 	twins          *twins       // machines met that share a key
 	joins, rosters *lobby       // what strangers ask, and how often
-	welcomes       *welcomes    // new relays that wait to be dialled
 	proofs         atomic.Int64 // rosters of strangers being read
 
 	mu       sync.Mutex
 	owner    *identity.Owner     // nil: the network key is elsewhere
 	services map[string]*service // by serviceKey
 	forwards map[*forwarding]bool
+	socks    map[*socks]bool
 	seen     map[peer.ID]sighting
 	expelled bool                 // the owner said that we are off the roster
 	doubted  bool                 // somebody did
@@ -93,7 +93,6 @@ type options struct {
 	up      *up           // nil: nothing stands but what clients wish
 	metrics string        // where to serve them; empty: nowhere
 	stderr  Stderr
-	before  func(ctx context.Context, d *Daemon) error // the daemon is assembled; nil: nothing
 	first   func(ctx context.Context, d *Daemon) error
 }
 
@@ -111,7 +110,6 @@ func Run(ctx context.Context, home Home, request RelayRequest, on func(Event)) e
 		relay:   plan,
 		metrics: request.Metrics,
 		stderr:  request.Stderr,
-		before:  func(ctx context.Context, d *Daemon) error { return d.awaitOwner(ctx, plan, on) },
 		first:   func(ctx context.Context, d *Daemon) error { return d.runRelay(ctx, plan, on) },
 	})
 }
@@ -166,11 +164,6 @@ func run(ctx context.Context, home Home, opt options) (err error) {
 	if scrapes != nil {
 		defer scrapes.Close()
 	}
-	if opt.before != nil {
-		if err := opt.before(ctx, d); err != nil {
-			return err
-		}
-	}
 	if err := d.assemble(opt.relay, c.Limits); err != nil {
 		return err
 	}
@@ -221,13 +214,13 @@ func open(home Home, log *slog.Logger, level *slog.LevelVar, finish context.Canc
 		level:    level,
 		services: map[string]*service{},
 		forwards: map[*forwarding]bool{},
+		socks:    map[*socks]bool{},
 		seen:     map[peer.ID]sighting{},
 		offered:  map[peer.ID][]string{},
 		askers:   map[peer.ID]*rate.Limiter{},
 		boot:     rand.Text(),
 		twins:    newTwins(),
 		joins:    newLobby(),
-		welcomes: newWelcomes(),
 		rosters:  newLobby(),
 		finish:   finish,
 	}

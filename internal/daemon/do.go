@@ -31,6 +31,13 @@ func (d *Daemon) do(ctx context.Context, req Request, emit func(Event), stream *
 			}
 			return d.connect(ctx, r, fromCommand, emit, stream)
 		})
+	case "socks":
+		return with(req, func(r SocksRequest) error {
+			if r.Keep {
+				return d.keep(ctx, socksWish(r, fromKept), emit)
+			}
+			return d.serveSocks(ctx, r, fromCommand, emit)
+		})
 	case "disconnect":
 		return with(req, func(r DisconnectRequest) error { return d.disconnect(r, emit) })
 	case "reload":

@@ -9,7 +9,7 @@ import (
 	"github.com/gofrs/flock"
 )
 
-// Wishes that outlive their terminal: `expose --keep` and `connect --keep` are
+// Wishes that outlive their terminal: those of expose, connect and socks with --keep are
 // written to the daemon's state, and `fwd up` runs them beside fwd.toml's,
 // which is never written to.
 
@@ -17,11 +17,12 @@ import (
 type kept struct {
 	Exposes  []ExposeRequest  `json:"exposes,omitempty"`
 	Connects []ConnectRequest `json:"connects,omitempty"`
+	Socks    []SocksRequest   `json:"socks,omitempty"`
 	Relay    *RelayRequest    `json:"relay,omitempty"`
 }
 
 func (k kept) clone() kept {
-	return kept{Exposes: slices.Clone(k.Exposes), Connects: slices.Clone(k.Connects), Relay: k.Relay}
+	return kept{Exposes: slices.Clone(k.Exposes), Connects: slices.Clone(k.Connects), Socks: slices.Clone(k.Socks), Relay: k.Relay}
 }
 
 // wishes are the kept ones as standing wishes.
@@ -33,24 +34,31 @@ func (k kept) wishes() []wish {
 	for _, r := range k.Connects {
 		list = append(list, connectWish(r, fromKept))
 	}
+	for _, r := range k.Socks {
+		list = append(list, socksWish(r, fromKept))
+	}
 	return list
 }
 
 // put adds w, in the place of an older one with its key.
 func (k *kept) put(w wish) {
 	k.remove(w.key)
-	if w.expose != nil {
+	switch {
+	case w.expose != nil:
 		k.Exposes = append(k.Exposes, *w.expose)
-	} else {
+	case w.connect != nil:
 		k.Connects = append(k.Connects, *w.connect)
+	default:
+		k.Socks = append(k.Socks, *w.socks)
 	}
 }
 
 func (k *kept) remove(key string) (found bool) {
-	before := len(k.Exposes) + len(k.Connects)
+	before := len(k.Exposes) + len(k.Connects) + len(k.Socks)
 	k.Exposes = slices.DeleteFunc(slices.Clone(k.Exposes), func(r ExposeRequest) bool { return exposeWish(r, "").key == key })
 	k.Connects = slices.DeleteFunc(slices.Clone(k.Connects), func(r ConnectRequest) bool { return connectWish(r, "").key == key })
-	return before > len(k.Exposes)+len(k.Connects)
+	k.Socks = slices.DeleteFunc(slices.Clone(k.Socks), func(r SocksRequest) bool { return socksWish(r, "").key == key })
+	return before > len(k.Exposes)+len(k.Connects)+len(k.Socks)
 }
 
 // matching are the keys of the kept wishes that unexpose or disconnect means.

@@ -46,6 +46,9 @@ func (d *Daemon) names(emit func(Event)) error {
 			}
 		}
 	}
+	for s := range d.socks {
+		n.Locals = append(n.Locals, s.local)
+	}
 	d.mu.Unlock()
 	d.state.get(func(s stateFile) {
 		for _, r := range s.Kept.Exposes {

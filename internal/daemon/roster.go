@@ -135,6 +135,9 @@ func (d *Daemon) gone(p peer.ID) {
 	for f := range d.forwards {
 		f.end(errExpelled)
 	}
+	for s := range d.socks {
+		s.end(errExpelled)
+	}
 	for _, svc := range d.services {
 		svc.end(errExpelled)
 	}

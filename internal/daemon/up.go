@@ -192,6 +192,9 @@ func (u *up) wanted() []wish {
 	for _, f := range c.Connect {
 		list = append(list, connectWish(f.request(), fromConfig))
 	}
+	for _, s := range c.Socks {
+		list = append(list, socksWish(s.request(), fromConfig))
+	}
 	u.d.state.get(func(s stateFile) {
 		for _, w := range s.Kept.wishes() {
 			if !slices.ContainsFunc(list, func(have wish) bool { return have.key == w.key }) {
@@ -332,9 +335,10 @@ func (u *up) change(s *standing, w wish) error {
 	u.mu.Unlock()
 	if stands {
 		var err error
-		if w.expose != nil {
+		switch {
+		case w.expose != nil:
 			err = u.d.changeService(*w.expose)
-		} else {
+		case w.connect != nil:
 			err = u.d.changeForward(s.connect.Name, *w.connect)
 		}
 		if err != nil {
@@ -519,7 +523,7 @@ func (u *up) drop(request any) (found, config bool) {
 			local = s.news.Local
 		}
 		r, isLocal := request.(DisconnectRequest)
-		if s.state == stateEnded || !s.means(request) && !(isLocal && s.connect != nil && meansLocal(r.Local, local, s.connect.Name)) {
+		if s.state == stateEnded || !s.means(request) && !(isLocal && s.expose == nil && meansLocal(r.Local, local, s.word())) {
 			continue
 		}
 		found = true

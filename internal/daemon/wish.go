@@ -8,14 +8,15 @@ import (
 	"fwd/forward"
 )
 
-// A wish is one expose or connect that no terminal holds: the daemon keeps it
+// A wish is one expose, connect or socks that no terminal holds: the daemon keeps it
 // up. Its key says which one it is when fwd.toml is read again; everything
 // else about it can change while its connections go on.
 type wish struct {
 	key     string
 	from    string
-	expose  *ExposeRequest // one of the two
+	expose  *ExposeRequest // one of the three
 	connect *ConnectRequest
+	socks   *SocksRequest
 }
 
 // Whence a wish is, as status tells it.
@@ -40,6 +41,15 @@ func connectWish(r ConnectRequest, from string) wish {
 	return wish{key: key, from: from, connect: &r}
 }
 
+func socksWish(r SocksRequest, from string) wish {
+	r.Keep = false
+	key := "socks"
+	if local, err := r.local(); err == nil {
+		key += " at " + local.String()
+	}
+	return wish{key: key, from: from, socks: &r}
+}
+
 // exposeKey tells the service from the one of the same name for the other protocol.
 func exposeKey(r ExposeRequest) string {
 	target, err := forward.ParseTarget(r.Target)
@@ -60,10 +70,21 @@ func exposeName(r ExposeRequest) string {
 
 // fulfil does what is wished until ctx ends or it cannot be.
 func (w wish) fulfil(ctx context.Context, d *Daemon, emit func(Event)) error {
-	if w.expose != nil {
+	switch {
+	case w.expose != nil:
 		return d.expose(ctx, *w.expose, w.from, emit)
+	case w.socks != nil:
+		return d.serveSocks(ctx, *w.socks, w.from, emit)
 	}
 	return d.connect(ctx, *w.connect, w.from, emit, nil)
+}
+
+// word is the service that an entry leads to, as it was written.
+func (w wish) word() string {
+	if w.connect != nil {
+		return w.connect.Name
+	}
+	return socksNames
 }
 
 // fulfils: the event that says so.
@@ -71,8 +92,8 @@ func (e Event) fulfils() bool { return e.Event == "exposed" || e.Event == "liste
 
 // same: nothing about it has changed.
 func (w wish) same(o wish) bool {
-	a, _ := json.Marshal([]any{w.expose, w.connect})
-	b, _ := json.Marshal([]any{o.expose, o.connect})
+	a, _ := json.Marshal([]any{w.expose, w.connect, w.socks})
+	b, _ := json.Marshal([]any{o.expose, o.connect, o.socks})
 	return string(a) == string(b)
 }
 
@@ -82,6 +103,10 @@ func (w wish) means(request any) bool {
 	case UnexposeRequest:
 		return w.expose != nil && (exposeName(*w.expose) == r.Name || exposeKey(*w.expose) == r.Name)
 	case DisconnectRequest:
+		if w.socks != nil {
+			local, err := w.socks.local()
+			return err == nil && meansLocal(r.Local, local.String(), socksNames)
+		}
 		if w.connect == nil {
 			return false
 		}

@@ -62,8 +62,7 @@ type Status struct {
 		Epoch uint64 `json:"epoch"`
 		Role  string `json:"role"`
 	} `json:"network"`
-	Warnings []string `json:"warnings"`
-	NAT      struct {
+	NAT struct {
 		Reachability string   `json:"reachability"`
 		UDP          string   `json:"udp"`
 		TCP          string   `json:"tcp"`
