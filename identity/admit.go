@@ -31,6 +31,10 @@ type InviteOptions struct {
 	Replace peer.ID        // the joiner takes this peer's place: name, grants, tags, service names
 	Via     peer.ID        // the relay that carries the request; empty: the owner is dialled
 	Addrs   []ma.Multiaddr // of the owner, or of Via
+
+	// At is where a new relay waits for the owner to dial it: the owner itself can be dialled by nobody.
+	// Via and Addrs mean nothing then.
+	At []ma.Multiaddr
 }
 
 // InviteInfo is an invite as its owner sees it afterwards.
@@ -61,6 +65,9 @@ func (o *Owner) Invite(opts InviteOptions, now time.Time) (Invite, error) {
 		opts.Via = o.self
 	}
 	i := newInvite(o.id, o.self, opts.Via, slices.Clone(opts.Addrs))
+	if len(opts.At) > 0 {
+		i.contact, i.addrs = "", slices.Clone(opts.At)
+	}
 	v, err := o.invitation(opts, cur.Roster, now)
 	if err != nil {
 		return Invite{}, fmt.Errorf("invite: %w", err)
@@ -68,6 +75,11 @@ func (o *Owner) Invite(opts InviteOptions, now time.Time) (Invite, error) {
 	v.id = i.id
 	if v.key, err = i.key(); err != nil {
 		return Invite{}, fmt.Errorf("invite: %w", err)
+	}
+	if len(v.at) > 0 {
+		if v.door, err = i.door(); err != nil {
+			return Invite{}, fmt.Errorf("invite: %w", err)
+		}
 	}
 	l := o.ledger.forget(o.book.Now(now))
 	if len(l.invites) >= maxInvites {
@@ -96,6 +108,7 @@ func (o *Owner) invitation(opts InviteOptions, cur *Roster, now time.Time) (v in
 	v = invitation{
 		owner: o.self, uses: opts.Uses, expires: o.book.Now(now).Add(opts.Expires), caps: opts.Caps,
 		only: slices.Clone(opts.Only), tags: slices.Clone(opts.Tags), duration: opts.For, replace: opts.Replace,
+		at: slices.Clone(opts.At),
 	}
 	switch {
 	case opts.Uses < 0 || opts.Uses > maxUses:
@@ -112,10 +125,12 @@ func (o *Owner) invitation(opts InviteOptions, cur *Roster, now time.Time) (v in
 		return v, fmt.Errorf("replace the owner: %w: restore it from its backup", ErrNotAllowed)
 	case opts.Replace != "" && opts.Uses > 1:
 		return v, errors.New("one machine can be replaced by one only")
-	case len(opts.Addrs) > maxAddrs || len(opts.Tags) > maxTags || len(opts.Only) > maxOnly:
+	case len(opts.At) > 0 && (opts.Caps&Relay == 0 || opts.Uses > 1 || opts.Replace != ""):
+		return v, errors.New("only one new relay can wait at an address")
+	case max(len(opts.Addrs), len(opts.At)) > maxAddrs || len(opts.Tags) > maxTags || len(opts.Only) > maxOnly:
 		return v, ErrTooLarge
 	}
-	for _, a := range opts.Addrs {
+	for _, a := range append(slices.Clone(opts.Addrs), opts.At...) {
 		if n := len(a.Bytes()); n == 0 || n > maxAddrBytes {
 			return v, fmt.Errorf("address %s: %w", a, ErrTooLarge)
 		}
@@ -150,6 +165,26 @@ func (o *Owner) Invites() []InviteInfo {
 			info.Used = append(info.Used, u.peer)
 		}
 		list = append(list, info)
+	}
+	return list
+}
+
+// A Waiting is an invite whose joiner waits for the owner to dial it.
+type Waiting struct {
+	Invite  string
+	Joiner  peer.AddrInfo // under the key of Invite.DoorKey
+	Expires time.Time
+}
+
+// Waiting lists whom the owner has to dial.
+func (o *Owner) Waiting(now time.Time) []Waiting {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var list []Waiting
+	for _, v := range o.ledger.invites {
+		if v.door != "" && len(v.used) < v.uses && o.book.Now(now).Before(v.expires) {
+			list = append(list, Waiting{Invite{id: v.id}.ID(), peer.AddrInfo{ID: v.door, Addrs: slices.Clone(v.at)}, v.expires})
+		}
 	}
 	return list
 }
@@ -284,6 +319,10 @@ var errReplacedGone = errors.New("the machine to be replaced is not on the roste
 func (r *Roster) admit(v invitation, j joinRequest, now time.Time) error {
 	if v.replace != "" && v.replace != j.joiner {
 		return r.replace(v, j.joiner, now)
+	}
+	if len(v.at) > 0 { // where the owner has just reached it
+		r.Relays = slices.DeleteFunc(r.Relays, func(i RelayInfo) bool { return i.Peer == j.joiner })
+		r.Relays = append(r.Relays, RelayInfo{Peer: j.joiner, Addrs: slices.Clone(v.at)})
 	}
 	i := r.index(j.joiner)
 	if i < 0 {

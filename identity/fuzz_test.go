@@ -33,6 +33,10 @@ func FuzzInvite(f *testing.F) {
 func FuzzInviteBody(f *testing.F) {
 	b, _ := inviteBase32.DecodeString(sampleInvite(f).String()[4:])
 	f.Add(b[:len(b)-checksumSize])
+	waits := sampleInvite(f)
+	waits.contact = ""
+	b, _ = inviteBase32.DecodeString(waits.String()[4:])
+	f.Add(b[:len(b)-checksumSize])
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s := "fwd1" + inviteBase32.EncodeToString(append(bytes.Clone(b), checksum('1', b)...))
 		if len(s) > maxInviteText {

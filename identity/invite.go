@@ -2,6 +2,7 @@ package identity
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/sha256"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"unicode"
 
+	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
 )
@@ -41,15 +43,16 @@ const (
 //
 // The text is fwd1 and then lower-case base32 (RFC 4648, no padding) of
 //
-//	network key (32) ‖ owner's key (32) ‖ contact (1: 0 the owner, 1 another)
+//	network key (32) ‖ owner's key (32) ‖ contact (1: 0 the owner, 1 another, 2 nobody)
 //	[contact's key (32)] ‖ invite ID (8) ‖ secret (16)
 //	‖ number of addresses (1) ‖ for each: length (1), multiaddr ‖ checksum (4)
 //
-// where the checksum is the head of SHA-256 over "fwd1" and all before it.
+// where the checksum is the head of SHA-256 over "fwd1" and all before it. With contact 2 the
+// addresses are the new machine's own: it waits there for the owner, which nobody can dial.
 type Invite struct {
 	network peer.ID
 	owner   peer.ID
-	contact peer.ID
+	contact peer.ID // "": the joiner waits
 	addrs   []ma.Multiaddr
 	id      [inviteIDSize]byte
 	secret  [secretSize]byte
@@ -61,8 +64,36 @@ func (i Invite) Network() NetworkID { return NetworkID(i.network.String()) }
 // Owner is the peer that answers the join request.
 func (i Invite) Owner() peer.ID { return i.owner }
 
-// Contact is whom to dial: the owner, or a relay that carries the request to it.
+// Contact is whom to dial: the owner, or a relay that carries the request to it. It means nothing
+// where the joiner Waits.
 func (i Invite) Contact() peer.AddrInfo { return peer.AddrInfo{ID: i.contact, Addrs: i.addrs} }
+
+// Waits tells whether the joiner dials nobody, but waits at addrs until the owner does.
+func (i Invite) Waits() (addrs []ma.Multiaddr, waits bool) {
+	return i.addrs, i.contact == "" && i.network != ""
+}
+
+// DoorKey is the key that a waiting joiner shows to the owner, which knows its public half and not the
+// joiner's own. It is good for nothing else.
+func (i Invite) DoorKey() (crypto.PrivKey, error) {
+	public, _, err := ed25519Public(i.network)
+	if err != nil {
+		return nil, err
+	}
+	seed, err := hkdf.Key(sha256.New, i.secret[:], append(public, i.id[:]...), "fwd/invite/1 door", ed25519.SeedSize)
+	if err != nil {
+		return nil, err
+	}
+	return crypto.UnmarshalEd25519PrivateKey(ed25519.NewKeyFromSeed(seed))
+}
+
+func (i Invite) door() (peer.ID, error) {
+	key, err := i.DoorKey()
+	if err != nil {
+		return "", err
+	}
+	return peer.IDFromPrivateKey(key)
+}
 
 // ID names the invite in listings and logs. It lets nobody in.
 func (i Invite) ID() string { return hex.EncodeToString(i.id[:]) }
@@ -79,9 +110,12 @@ func (i Invite) String() string {
 		return ""
 	}
 	b := appendPublic(appendPublic(nil, i.network), i.owner)
-	if i.contact == i.owner {
+	switch i.contact {
+	case i.owner:
 		b = append(b, 0)
-	} else {
+	case "":
+		b = append(b, 2)
+	default:
 		b = appendPublic(append(b, 1), i.contact)
 	}
 	b = append(append(b, i.id[:]...), i.secret[:]...)
@@ -135,10 +169,11 @@ func parseInviteBody(b []byte) (i Invite, err error) {
 	c := cutter{b: b}
 	i.network, i.owner = c.public(), c.public()
 	switch kind := c.take(1); {
-	case c.failed || kind[0] > 1:
+	case c.failed || kind[0] > 2:
 		return i, errors.New("malformed")
 	case kind[0] == 0:
 		i.contact = i.owner
+	case kind[0] == 2:
 	default:
 		if i.contact = c.public(); i.contact == i.owner {
 			return i, errors.New("malformed")

@@ -25,6 +25,48 @@ func TestJoinPutsTheMachineOnTheRoster(t *testing.T) {
 	}
 }
 
+func TestARelayThatWaitsIsOnTheRosterWithItsAddressAtOnce(t *testing.T) {
+	n := newNetwork(t)
+	at := addrs(t, "/dns/vps.example/udp/4001/quic-v1", "/dns/vps.example/tcp/4001")
+	for _, wrong := range []InviteOptions{{At: at}, {At: at, Caps: Relay, Uses: 2}} {
+		if _, err := n.owner.Invite(wrong, t0); err == nil {
+			t.Errorf("an invite for %+v", wrong)
+		}
+	}
+	code, err := n.owner.Invite(InviteOptions{Caps: Relay, At: at}, t0)
+	must(t, err)
+	n.restart(t)
+	invite, err := ParseInvite(code.String())
+	must(t, err)
+	if got, waits := invite.Waits(); !waits || len(got) != 2 || invite.Owner() != n.id {
+		t.Fatalf("it waits: %v at %v for %s", waits, got, invite.Owner())
+	}
+	door, err := invite.DoorKey()
+	must(t, err)
+	id, err := peer.IDFromPrivateKey(door)
+	must(t, err)
+	waiting := n.owner.Waiting(t0)
+	if len(waiting) != 1 || waiting[0].Joiner.ID != id || !waiting[0].Joiner.Addrs[1].Equal(at[1]) {
+		t.Fatalf("to be dialled: %+v", waiting)
+	}
+	if late := n.owner.Waiting(waiting[0].Expires); len(late) > 0 {
+		t.Fatalf("after its end: %+v", late)
+	}
+	relay := newMachine(t, "relay")
+	request, finish, err := invite.Request(relay.key, "relay")
+	must(t, err)
+	reply, err := n.owner.Join(request, "", t0)
+	must(t, err)
+	s, _, err := finish(reply)
+	must(t, err)
+	if len(s.Relays) != 1 || !s.Relays[0].equal(RelayInfo{relay.id, at}) {
+		t.Fatalf("on the roster: %+v", s.Relays)
+	}
+	if left := n.owner.Waiting(t0); len(left) > 0 {
+		t.Fatalf("still to be dialled: %+v", left)
+	}
+}
+
 func TestHundredAtOnceOnAOneUseInviteYieldOnePeer(t *testing.T) {
 	n := newNetwork(t)
 	invite, err := n.owner.Invite(InviteOptions{}, t0)

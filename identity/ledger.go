@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
 )
 
 const (
@@ -47,6 +48,9 @@ type invitation struct {
 	tags     []string
 	duration time.Duration // of the access; 0: for ever
 	replace  peer.ID
+
+	at   []ma.Multiaddr // where a new relay waits to be dialled; none: it dials
+	door peer.ID        // and under which key
 }
 
 // usage is one peer that came by an invite. Once revoked it cannot come again.
@@ -147,6 +151,8 @@ type invitationText struct {
 	Tags    []string    `json:"tags,omitempty"`
 	For     int64       `json:"for,omitempty"` // ms
 	Replace string      `json:"replace,omitempty"`
+	At      []string    `json:"at,omitempty"`
+	Door    string      `json:"door,omitempty"`
 }
 
 type usageText struct {
@@ -180,6 +186,12 @@ func (v invitation) text() invitationText {
 	}
 	if v.replace != "" {
 		t.Replace = v.replace.String()
+	}
+	for _, a := range v.at {
+		t.At = append(t.At, a.String())
+	}
+	if v.door != "" {
+		t.Door = v.door.String()
 	}
 	return t
 }
@@ -233,6 +245,21 @@ func (t invitationText) invitation() (v invitation, err error) {
 		if v.replace, err = parsePeer(t.Replace); err != nil {
 			return v, err
 		}
+	}
+	for _, word := range t.At {
+		a, err := ma.NewMultiaddr(word)
+		if err != nil {
+			return v, err
+		}
+		v.at = append(v.at, a)
+	}
+	if t.Door != "" {
+		if v.door, err = parsePeer(t.Door); err != nil {
+			return v, err
+		}
+	}
+	if len(v.at) > maxAddrs || (len(v.at) > 0) != (v.door != "") {
+		return v, errors.New("malformed")
 	}
 	return v, nil
 }

@@ -117,6 +117,7 @@ and on admins. Who has the code can join, so give it to that machine's person on
 		Example: `fwd invite
 fwd invite --only nas --for 2h      # a guest: this service, two hours
 fwd invite --relay                  # for a second VPS
+fwd invite --relay --at vps.example.org   # for the first one, where this machine is behind NAT
 fwd invite --replace laptop         # it was set up anew and lost its key`,
 		Args: noArgs,
 	}
@@ -127,6 +128,7 @@ fwd invite --replace laptop         # it was set up anew and lost its key`,
 	cmd.Flags().StringSliceVar(&req.Only, "only", nil, "a guest, who may use only this `SERVICE`,…")
 	cmd.Flags().BoolVar(&req.Device, "device", false, "a device, which may only expose")
 	cmd.Flags().BoolVar(&req.Relay, "relay", false, "a relay")
+	cmd.Flags().StringVar(&req.At, "at", "", "with --relay, by an owner that nobody can dial: the relay waits at `HOST`[:PORT], and the owner dials it")
 	cmd.Flags().BoolVar(&req.Admin, "admin", false, "a member who may also invite, revoke and rename")
 	cmd.Flags().StringSliceVar(&req.Tags, "tag", nil, "mark it with `TAG`,… for --allow tag:TAG")
 	cmd.Flags().StringVar(&req.Replace, "replace", "", "take the place of `PEER`, with its name, grants and tags")

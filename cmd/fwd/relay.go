@@ -13,7 +13,7 @@ import (
 func newRelay(a *app) *cobra.Command {
 	var req daemon.RelayRequest
 	cmd := &cobra.Command{
-		Use:     "relay",
+		Use:     "relay [INVITE]",
 		GroupID: groupNetwork,
 		Short:   "lend this machine's public address to the network",
 		Long: `Run as a relay, in the foreground: machines behind NAT find each other here and
@@ -24,6 +24,10 @@ On a machine that is in no network yet, one is made, which this machine then own
 and an invite for the first machine is printed; that machine becomes an admin and may
 invite the others.
 
+With INVITE, from "fwd invite --relay", it joins that network first. Where the
+network's owner is behind NAT and has no relay yet, "fwd invite --relay --at HOST"
+makes a code with which this machine waits for the owner to dial it.
+
 It listens on port 4001, UDP and TCP; open both in the firewall, and UDP 4002, which
 tells machines what their NAT is like. Where the machine itself has only a private
 address, as in most clouds, --announce must tell the public one; a domain name is best,
@@ -33,10 +37,11 @@ For networks that let nothing out but the web, listen on 443 too: --listen 443 i
 and WebSocket over TLS, --listen 443/wss WebSocket alone. No certificate is needed.`,
 		Example: `fwd relay
 fwd relay --announce vps.example.org
+fwd relay fwd1…                     # from: fwd invite --relay --at vps.example.org
 fwd relay --listen 4001 --listen 443 --announce vps.example.org`,
-		Args: noArgs,
+		Args: words(0, 1),
 	}
-	cmd.Annotations = map[string]string{partExits: "4 6"}
+	cmd.Annotations = map[string]string{partArgs: "INVITE\tfwd1…; on the command line it stays in the shell's history: FWD_RELAY_INVITE does not", partExits: "4 6"}
 	cmd.Flags().StringSliceVar(&req.Listen, "listen", nil, "`ADDR` to listen on: port or addr:port, perhaps with /udp, /tcp or /wss, or multiaddr; default 4001")
 	cmd.Flags().StringSliceVar(&req.Announce, "announce", nil, "`HOST`[:PORT] under which others reach this machine")
 	cmd.Flags().IntVar(&req.Uses, "uses", 0, "the first invite lets `N` machines in; default 1")
@@ -48,6 +53,9 @@ fwd relay --listen 4001 --listen 443 --announce vps.example.org`,
 	forget := cmd.Flags().Bool("forget", false, "take --keep back, and end")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		req.Stderr = a.stderrIs(*verbose)
+		if len(args) == 1 {
+			req.Invite = args[0]
+		}
 		if *forget {
 			return daemon.ForgetRelay(a.home)
 		}
@@ -87,6 +95,8 @@ func (a *app) relayed(e daemon.Event) {
 	switch {
 	case a.out.json:
 		a.tell(e)
+	case e.Event == "waiting":
+		a.out.story("%s", e.Message)
 	case e.Event == "relay":
 		a.out.story("this machine relays for the network %q at %s", e.Message, relayAddrWords(e.Addrs))
 	case e.Event == "invite":

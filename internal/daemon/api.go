@@ -67,6 +67,7 @@ type (
 		Only    []string      `json:"only,omitempty"`    // services: makes a guest
 		Device  bool          `json:"device,omitempty"`
 		Relay   bool          `json:"relay,omitempty"`
+		At      string        `json:"at,omitempty"` // HOST[:PORT] at which the new relay waits for the owner to dial it
 		Admin   bool          `json:"admin,omitempty"`
 		Tags    []string      `json:"tags,omitempty"`
 		Replace string        `json:"replace,omitempty"`
@@ -165,6 +166,7 @@ type (
 //	session    Service, Peer, Session: one began (state "open") or ended ("closed")
 //	pong       Peer, Path, Seq
 //	invite     Invite, Message: the code and, for stderr, its story
+//	waiting    Addrs, Message: a new relay listens for the owner to dial it
 //	relay      Peer, Addrs: the relay is up
 //	page       URL: it is served
 //	status, ls, peers, doctor, speed, result   Result: the command's one answer

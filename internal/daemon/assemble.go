@@ -86,12 +86,8 @@ func (d *Daemon) assemble(plan *relayPlan, limits limitsConfig) error {
 // meanwhile on a new one. A relay's port is what was asked for.
 func (d *Daemon) buildNode(cfg node.Config) error {
 	if cfg.Relay {
-		if err := checkPorts(cfg.Listen); err != nil {
-			hint := "is another relay running? choose another port with --listen, or end the other program"
-			if errors.Is(err, os.ErrPermission) {
-				hint = "ports below 1024 are for root; choose another with --listen"
-			}
-			return fail(ExitLocalPort, "local-port", hint, "cannot start the relay: %v", err)
+		if err := checkRelayPorts(cfg.Listen); err != nil {
+			return err
 		}
 		n, err := node.New(cfg)
 		if err != nil {
@@ -178,6 +174,7 @@ func (d *Daemon) rooms(ctx context.Context, g *errgroup.Group) {
 	serve("paths", d.followPaths)
 	serve("meetings", d.followMeetings)
 	serve("heartbeats", d.heartbeats)
+	serve("welcomes", d.followWelcomes)
 	serve("traffic", d.followTraffic)
 	if d.relay != nil {
 		serve("relay", d.relay.Serve)

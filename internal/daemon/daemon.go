@@ -69,6 +69,7 @@ type Daemon struct {
 	boot           string       // of this very process, random
 	twins          *twins       // machines met that share a key
 	joins, rosters *lobby       // what strangers ask, and how often
+	welcomes       *welcomes    // new relays that wait to be dialled
 	proofs         atomic.Int64 // rosters of strangers being read
 
 	mu       sync.Mutex
@@ -93,6 +94,7 @@ type options struct {
 	up      *up           // nil: nothing stands but what clients wish
 	metrics string        // where to serve them; empty: nowhere
 	stderr  Stderr
+	before  func(ctx context.Context, d *Daemon) error // the daemon is assembled; nil: nothing
 	first   func(ctx context.Context, d *Daemon) error
 }
 
@@ -110,6 +112,7 @@ func Run(ctx context.Context, home Home, request RelayRequest, on func(Event)) e
 		relay:   plan,
 		metrics: request.Metrics,
 		stderr:  request.Stderr,
+		before:  func(ctx context.Context, d *Daemon) error { return d.awaitOwner(ctx, plan, on) },
 		first:   func(ctx context.Context, d *Daemon) error { return d.runRelay(ctx, plan, on) },
 	})
 }
@@ -163,6 +166,11 @@ func run(ctx context.Context, home Home, opt options) (err error) {
 	}
 	if scrapes != nil {
 		defer scrapes.Close()
+	}
+	if opt.before != nil {
+		if err := opt.before(ctx, d); err != nil {
+			return err
+		}
 	}
 	if err := d.assemble(opt.relay, c.Limits); err != nil {
 		return err
@@ -221,6 +229,7 @@ func open(home Home, log *slog.Logger, level *slog.LevelVar, finish context.Canc
 		boot:     rand.Text(),
 		twins:    newTwins(),
 		joins:    newLobby(),
+		welcomes: newWelcomes(),
 		rosters:  newLobby(),
 		finish:   finish,
 	}

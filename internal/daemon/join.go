@@ -43,11 +43,16 @@ func (d *Daemon) join(ctx context.Context, req JoinRequest, emit func(Event)) er
 		return fail(ExitRefused, "invite-damaged", "copy the whole code, from fwd1 to its end; or ask for another: fwd invite", "%v", err)
 	}
 	again := s != nil && s.Network == invite.Network()
+	if _, waits := invite.Waits(); waits && !again {
+		return usage("on the machine that is to be the relay: fwd relay INVITE", "this invite is for a new relay, which the network's owner dials")
+	} else if waits {
+		return d.joined(emit, true)
+	}
 	if again && d.settled(ctx, s) {
 		return d.joined(emit, true)
 	}
 	if s != nil && !again && !d.onlyOurs(s) {
-		return usage("leave it first: fwd leave", "this machine already belongs to the network %q", s.Name)
+		return belongsElsewhere(s)
 	}
 	sealed, name, err := d.redeem(ctx, invite, req.As, emit)
 	if err != nil {
@@ -118,16 +123,24 @@ func (d *Daemon) redeem(ctx context.Context, invite identity.Invite, as string, 
 	}
 	sealed, name, err := finish(reply)
 	if err != nil {
-		code := "invite-refused"
-		switch {
-		case errors.Is(err, identity.ErrInviteUsed):
-			code = "invite-used"
-		case errors.Is(err, identity.ErrInviteExpired):
-			code = "invite-expired"
-		}
-		return nil, "", fail(ExitRefused, code, "ask for another: fwd invite", "%v", err)
+		return nil, "", inviteFailure(err)
 	}
 	return sealed, name, nil
+}
+
+func inviteFailure(err error) *Failure {
+	code := "invite-refused"
+	switch {
+	case errors.Is(err, identity.ErrInviteUsed):
+		code = "invite-used"
+	case errors.Is(err, identity.ErrInviteExpired):
+		code = "invite-expired"
+	}
+	return fail(ExitRefused, code, "ask for another: fwd invite", "%v", err)
+}
+
+func belongsElsewhere(s *identity.Sealed) *Failure {
+	return usage("leave it first: fwd leave", "this machine already belongs to the network %q", s.Name)
 }
 
 // joinCall sends a request to p and reads the answer.
@@ -256,13 +269,8 @@ func (d *Daemon) onlyOurs(s *identity.Sealed) bool {
 
 // leave forgets the network; the identity key stays unless purge.
 func (d *Daemon) leave(purge bool) error {
-	if owner := d.currentOwner(); owner != nil {
-		if err := d.retire(owner); err != nil {
-			return fmt.Errorf("leave the network: %w", err)
-		}
-	}
-	if err := errors.Join(d.book.Leave(), d.known.Forget()); err != nil {
-		return fmt.Errorf("leave the network: %w", err)
+	if err := d.forgetNetwork(); err != nil {
+		return err
 	}
 	if purge {
 		for _, name := range []string{"identity.key", "roster", "known", "daemon"} {
@@ -272,6 +280,19 @@ func (d *Daemon) leave(purge bool) error {
 		}
 	}
 	d.enforce()
+	return nil
+}
+
+// forgetNetwork is what of leaving concerns the disk.
+func (d *Daemon) forgetNetwork() error {
+	if owner := d.currentOwner(); owner != nil {
+		if err := d.retire(owner); err != nil {
+			return fmt.Errorf("leave the network: %w", err)
+		}
+	}
+	if err := errors.Join(d.book.Leave(), d.known.Forget()); err != nil {
+		return fmt.Errorf("leave the network: %w", err)
+	}
 	return nil
 }
 

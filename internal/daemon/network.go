@@ -46,6 +46,7 @@ func (d *Daemon) invite(ctx context.Context, req InviteRequest, emit func(Event)
 		if err != nil {
 			return fmt.Errorf("make an invite: %w", err)
 		}
+		d.welcomes.wake()
 		emit(Event{Event: "invite", Invite: code.String(), Message: inviteStory(opt)})
 		return nil
 	})
@@ -94,6 +95,14 @@ func (d *Daemon) inviteOptions(req InviteRequest) (identity.InviteOptions, error
 		}
 		opt.Replace = p
 	}
+	if req.At != "" {
+		if !req.Relay || opt.Uses > 1 {
+			return opt, usage("fwd invite --relay --at HOST", "--at is where one new relay waits for this network's owner to dial it")
+		}
+		at, err := announceAddrs(req.At)
+		opt.At = at
+		return opt, err
+	}
 	opt.Via, opt.Addrs = d.contact(roster)
 	if len(opt.Addrs) == 0 {
 		return opt, fail(ExitFailed, "no-address", "start `fwd relay` on a VPS, or connect this machine to a LAN", "there is no address under which a new machine could reach this network")
@@ -131,6 +140,9 @@ func inviteStory(opt identity.InviteOptions) string {
 	story := fmt.Sprintf("lets %s in within %s", uses, plainDuration(opt.Expires))
 	if len(opt.Only) > 0 {
 		story += ", as a guest of " + fmt.Sprint(len(opt.Only)) + " service(s)"
+	}
+	if len(opt.At) > 0 {
+		return story + ", as a relay at " + addrWords(opt.At) + ", which the network's owner dials until then; there, run: fwd relay CODE"
 	}
 	return story + "; there, run: fwd join"
 }

@@ -28,6 +28,19 @@ func checkPorts(listen []ma.Multiaddr) error {
 	return nil
 }
 
+// checkRelayPorts is checkPorts as a relay's user is told it.
+func checkRelayPorts(listen []ma.Multiaddr) error {
+	err := checkPorts(listen)
+	if err == nil {
+		return nil
+	}
+	hint := "is another relay running? choose another port with --listen, or end the other program"
+	if errors.Is(err, os.ErrPermission) {
+		hint = "ports below 1024 are for root; choose another with --listen"
+	}
+	return fail(ExitLocalPort, "local-port", hint, "cannot start the relay: %v", err)
+}
+
 func tryListen(network, address string) error {
 	switch network {
 	case "udp", "udp4", "udp6":

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -36,6 +37,11 @@ func (p *relayPlan) metrics() string {
 
 // planRelay parses the request and refuses a machine that nobody could reach.
 func planRelay(req RelayRequest) (*relayPlan, error) {
+	if invite, err := identity.ParseInvite(req.Invite); err == nil {
+		if at, waits := invite.Waits(); waits {
+			req = req.at(at)
+		}
+	}
 	plan := &relayPlan{req: req}
 	words := req.Listen
 	if len(words) == 0 {
@@ -60,6 +66,22 @@ func planRelay(req RelayRequest) (*relayPlan, error) {
 			"this machine has only private addresses, so its public one must be told (most clouds translate 1:1)")
 	}
 	return plan, nil
+}
+
+// at fills in what an invite says of where its relay waits.
+func (r RelayRequest) at(addrs []ma.Multiaddr) RelayRequest {
+	if len(r.Announce) == 0 {
+		r.Announce = words(addrs)
+	}
+	if len(r.Listen) > 0 {
+		return r
+	}
+	for _, a := range addrs {
+		if _, end := ma.SplitFirst(a); len(end) > 0 {
+			r.Listen = append(r.Listen, "/ip4/0.0.0.0"+end.String(), "/ip6/::"+end.String())
+		}
+	}
+	return r
 }
 
 // listensPublic: at least one address that the relay listens on is reachable
@@ -92,8 +114,12 @@ func (d *Daemon) runRelay(ctx context.Context, plan *relayPlan, emit func(Event)
 		return err
 	}
 	addrs := d.node.ReachableAddrs()
-	if err := d.announceRelay(ctx, addrs, emit); err != nil {
+	told, err := d.announceRelay(ctx, addrs)
+	if err != nil {
 		return err
+	}
+	if !told {
+		emit(Event{Event: "progress", Message: "the network's owner is away: peers learn this relay's address when it is back"})
 	}
 	d.relay.Refresh()
 	if plan.req.Keep {
@@ -110,9 +136,38 @@ func (d *Daemon) runRelay(ctx context.Context, plan *relayPlan, emit func(Event)
 			return err
 		}
 	}
-	<-ctx.Done()
-	return ctx.Err()
+	return d.announceUntilTold(ctx, addrs, told)
 }
+
+// announceUntilTold announces again until the owner has heard: it may be unable
+// to be dialled, and come by itself, by `fwd join --at` or the new roster.
+func (d *Daemon) announceUntilTold(ctx context.Context, addrs []ma.Multiaddr, told bool) error {
+	tick := time.NewTicker(announceLook)
+	defer tick.Stop()
+	for last := time.Now(); ; {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+		roster := d.book.Current()
+		if told || roster == nil || !slices.Contains(d.node.Connected(), roster.Owner) && time.Since(last) < announceAnyway {
+			continue
+		}
+		last = time.Now()
+		var err error
+		if told, err = d.announceRelay(ctx, addrs); err != nil {
+			d.log.Warn("announce this relay", "err", err)
+		}
+	}
+}
+
+const (
+	// announceLook is how often a relay whose owner was away looks whether it is back,
+	// announceAnyway how often it goes looking for it.
+	announceLook   = time.Second
+	announceAnyway = time.Minute
+)
 
 func (d *Daemon) relayNetwork(ctx context.Context, plan *relayPlan, emit func(Event)) error {
 	switch {
@@ -125,34 +180,34 @@ func (d *Daemon) relayNetwork(ctx context.Context, plan *relayPlan, emit func(Ev
 }
 
 // announceRelay has our addresses put on the roster: by ourselves as the
-// owner, else by asking it. An owner that is away leaves the old ones standing.
-func (d *Daemon) announceRelay(ctx context.Context, addrs []ma.Multiaddr, emit func(Event)) error {
+// owner, else by asking it. An owner that is away leaves the old ones standing;
+// then told is false.
+func (d *Daemon) announceRelay(ctx context.Context, addrs []ma.Multiaddr) (told bool, err error) {
 	roster := d.book.Current()
 	e, _ := roster.Entry(d.self)
 	if e.Caps&identity.Relay == 0 && roster.Owner != d.self {
-		return fail(ExitRefused, "refused", "on "+d.admins(roster)+": fwd invite --relay", "this machine (%s) may not relay in %q", e.Name, roster.Name)
+		return false, fail(ExitRefused, "refused", "on "+d.admins(roster)+": fwd invite --relay", "this machine (%s) may not relay in %q", e.Name, roster.Name)
 	}
 	for _, r := range roster.Relays {
 		if r.Peer == d.self && sameAddrs(r.Addrs, addrs) {
-			return nil
+			return true, nil
 		}
 	}
 	info := identity.RelayInfo{Peer: d.self, Addrs: addrs}
 	if owner := d.currentOwner(); owner != nil {
 		if err := owner.SetRelay(info, d.now()); err != nil {
-			return fmt.Errorf("put this relay on the roster: %w", err)
+			return false, fmt.Errorf("put this relay on the roster: %w", err)
 		}
-		return nil
+		return true, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	err := d.ask(ctx, roster.Owner, "announce", AnnounceRequest{Addrs: words(addrs)}, emit)
+	err = d.ask(ctx, roster.Owner, "announce", AnnounceRequest{Addrs: words(addrs)}, func(Event) {})
 	var f *Failure
 	if errors.As(err, &f) && f.Exit == ExitUnreachable {
-		emit(Event{Event: "progress", Message: "the network's owner is away: peers learn this relay's address when it is back"})
-		return nil
+		return false, nil
 	}
-	return err
+	return err == nil, err
 }
 
 // AnnounceRequest is a relay asking the owner to put its addresses on the roster.

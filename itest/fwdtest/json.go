@@ -62,7 +62,8 @@ type Status struct {
 		Epoch uint64 `json:"epoch"`
 		Role  string `json:"role"`
 	} `json:"network"`
-	NAT struct {
+	Warnings []string `json:"warnings"`
+	NAT      struct {
 		Reachability string   `json:"reachability"`
 		UDP          string   `json:"udp"`
 		TCP          string   `json:"tcp"`
