@@ -173,3 +173,25 @@ func TestDoctorMeasuresTheLifeOfMappings(t *testing.T) {
 		t.Errorf("%+v", f)
 	}
 }
+
+func TestStatusAndDoctorTellThatTheRouterMapsPorts(t *testing.T) {
+	t.Parallel()
+	l := lab.New(t)
+	relay := fwdtest.New(t, l.Public("relay", "7.0.0.10"))
+	relay.Start("relay", "--as", "relay").Wait("invite")
+	home := l.Home("a", lab.Symmetric, lab.MapsPorts(lab.PCP, lab.NATPMP))
+	p := fwdtest.New(t, home.Host("nas"))
+	p.Join(relay.Invite(), "nas")
+	p.WaitStatus("a mapped port", func(s fwdtest.Status) bool {
+		return s.NAT.PortMapping == "mapped" && s.NAT.Reachability == "public" && len(s.NAT.PublicAddrs) > 0
+	})
+	if f := examine(t, p).find("port-mapping", ""); f.Level != "ok" || !strings.Contains(f.What, home.WAN().String()+":300") || !strings.Contains(f.What, "NAT-PMP, PCP") {
+		t.Errorf("%+v", f)
+	}
+	p.Run("stop")
+	for end := time.Now().Add(fwdtest.Limit); len(home.Forwards()) > 0; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("left open at the end: %+v", home.Forwards())
+		}
+	}
+}

@@ -46,6 +46,7 @@ type playerSpec struct {
 	Relays     map[int][]string // number → addresses
 	Listen     []string
 	NoGuessing bool
+	Mapping    bool // ask the router for ports
 }
 
 // told is one line of a player.
@@ -112,7 +113,7 @@ func play(text string) int {
 	everyone := func(peer.ID) bool { return true }
 	n, err := node.New(node.Config{
 		Key: playerKey(s.Number), Relay: s.Relay, Listen: multiaddrs(s.Listen),
-		Member: everyone, Relays: func() []peer.AddrInfo { return relays }, NoGuessing: s.NoGuessing,
+		Member: everyone, Relays: func() []peer.AddrInfo { return relays }, NoGuessing: s.NoGuessing, Mapping: s.Mapping,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	if err != nil {
@@ -248,6 +249,7 @@ type player struct {
 	in     io.Writer
 	log    *logBuffer
 	lines  chan told // closed at its end
+	end    func()    // asks it to end and waits
 }
 
 // logBuffer is what a player logs; it is read while more comes.
@@ -305,7 +307,7 @@ func startPlayer(t *testing.T, h *lab.Host, s playerSpec) *player {
 			}
 		}
 	}()
-	t.Cleanup(func() {
+	p.end = sync.OnceFunc(func() {
 		in.Close()
 		cmd.Process.Signal(syscall.SIGTERM)
 		go func() {
@@ -314,6 +316,9 @@ func startPlayer(t *testing.T, h *lab.Host, s playerSpec) *player {
 		}()
 		<-over
 		cmd.Wait()
+	})
+	t.Cleanup(func() {
+		p.end()
 		if t.Failed() {
 			t.Logf("%s:\n%s", h.Name(), p.log)
 		}

@@ -263,7 +263,7 @@ type NATStatus struct {
 	Ports        string   `json:"ports"`     // of new flows: kept, changed, sequential, block, random, unknown
 	DoubleNAT    bool     `json:"double_nat"`
 	IPv6         bool     `json:"ipv6"`
-	PortMapping  string   `json:"port_mapping"` // none, upnp, nat-pmp
+	PortMapping  string   `json:"port_mapping"` // none, found (a router that maps, but has no public address), mapped
 	PublicAddrs  []string `json:"public_addrs"`
 }
 

@@ -153,6 +153,9 @@ func (e *examination) router(n NAT) (checks []Check) {
 	switch {
 	case len(mapped) > 0 && !isInside(external):
 		c.What = "the router has opened " + strings.Join(slices.Compact(mapped), ", ")
+		if len(speaks) > 0 {
+			c.What += "; it speaks " + strings.Join(speaks, ", ")
+		}
 	case len(speaks) > 0 && external.IsValid() && isInside(external):
 		c.Level, c.What = Hint, "the router speaks "+strings.Join(speaks, ", ")+", but has no public address itself"
 		c.Mend = "see double NAT below"
@@ -165,7 +168,7 @@ func (e *examination) router(n NAT) (checks []Check) {
 		c.Level, c.What, c.Mend = Hint, "cannot be told: no router is known", "check this machine's default route"
 	default:
 		c.Level, c.What = Hint, "the router speaks neither UPnP, NAT-PMP nor PCP"
-		c.Mend = "turn on UPnP or NAT-PMP in the router's settings: direct paths then come about at once"
+		c.Mend = "turn on UPnP, NAT-PMP or PCP in the router's settings: direct paths then come about at once"
 	}
 	checks = append(checks, c)
 

@@ -16,7 +16,7 @@ import (
 // announce unconfirmed observed ones.
 type addresses struct {
 	announce []ma.Multiaddr
-	mapping  bool
+	mapping  *mapperConfig // nil: no port mapping
 	host     *basichost.BasicHost
 
 	mu       sync.Mutex
@@ -146,62 +146,13 @@ func (a *addresses) mapped() (found bool, addrs []ma.Multiaddr) {
 			addrs = append(addrs, addr)
 		}
 	}
-	return true, addrs
+	return true, ma.Unique(addrs)
 }
 
 func (a *addresses) currentMapper() *mapper {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.mapper
-}
-
-// natManager is what the host builds its port mapping with.
-func (a *addresses) natManager(n network.Network) basichost.NATManager {
-	if !a.mapping {
-		return nil
-	}
-	m := &mapper{network: n, inner: basichost.NewNATManager(n)}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.mapper = m
-	return m
-}
-
-// mapper is libp2p's port mapping, made restartable: it looks for a router once at its start and never
-// again, so it has to begin anew in another network.
-type mapper struct {
-	network network.Network
-
-	mu     sync.Mutex
-	closed bool
-	inner  basichost.NATManager
-}
-
-func (m *mapper) current() basichost.NATManager {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.inner
-}
-
-func (m *mapper) GetMapping(a ma.Multiaddr) ma.Multiaddr { return m.current().GetMapping(a) }
-func (m *mapper) HasDiscoveredNAT() bool                 { return m.current().HasDiscoveredNAT() }
-
-// restart may take as long as the router needs to answer.
-func (m *mapper) restart() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.closed {
-		return
-	}
-	m.inner.Close()
-	m.inner = basichost.NewNATManager(m.network)
-}
-
-func (m *mapper) Close() error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.closed = true
-	return m.inner.Close()
 }
 
 // isIP tells addresses on the wire from the door's and the circuit listener's.

@@ -68,7 +68,7 @@ type Config struct {
 	// NoGuessing keeps punching to addresses that relays saw: no ports are foretold or guessed.
 	NoGuessing bool
 
-	Mapping bool // ask the router for port mappings (UPnP, NAT-PMP)
+	Mapping bool // ask the router for port mappings (PCP, NAT-PMP, UPnP)
 	Log     *slog.Logger
 }
 
@@ -187,9 +187,13 @@ func New(cfg Config) (*Node, error) {
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.network.begin(n.ctx)
 	n.dials.failed = make(map[peer.ID]int)
-	n.addrs = &addresses{announce: cfg.Announce, mapping: cfg.Mapping}
-
+	n.addrs = &addresses{announce: cfg.Announce}
 	var err error
+	if cfg.Mapping {
+		if n.addrs.mapping, err = newMapperConfig(cfg.Key, n.portsMapped, n.cfg.Log); err != nil {
+			return nil, err
+		}
+	}
 	if n.parts, err = newParts(cfg.Key, cfg.Relay, n.proxyFor, basichost.HostOpts{
 		AddrsFactory: n.addrs.announced,
 		NATManager:   n.addrs.natManager,

@@ -38,7 +38,8 @@ type news int
 const (
 	rosterChanged news = 1 << iota
 	networkChanged
-	relayBack // a relay holds a reservation for us that did not before
+	portsMapped // the router has opened or closed ports of ours
+	relayBack   // a relay holds a reservation for us that did not before
 )
 
 // signals tells any number of loops that something changed; what is not yet read adds up.

@@ -68,6 +68,7 @@ type Status struct {
 		UDP          string   `json:"udp"`
 		TCP          string   `json:"tcp"`
 		Filtering    string   `json:"filtering"`
+		PortMapping  string   `json:"port_mapping"`
 		PublicAddrs  []string `json:"public_addrs"`
 	} `json:"nat"`
 	Relays []struct {

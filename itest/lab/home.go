@@ -18,10 +18,11 @@ import (
 // Home is a router and the hosts on its LAN.
 type Home struct {
 	Router
-	hosts int
+	hosts  int
+	mapper *portMapper // nil: it opens no ports
 }
 
-// Carrier is a router whose customers are homes: carrier-grade NAT. Customers are kept apart.
+// Carrier is a router whose customers are homes: carrier-grade NAT. Customers are kept apart, unless Between says otherwise.
 type Carrier struct {
 	Router
 	customers int
@@ -59,6 +60,9 @@ func (l *Lab) home(name string, kind NAT, opts []Option) *Home {
 	}
 	h := &Home{Router: l.router(name, kind, n, lan, o)}
 	l.bridge(h.node, h.lan, o.ipv6)
+	if o.maps != nil {
+		h.mapPorts(o.maps)
+	}
 	return h
 }
 
@@ -116,7 +120,7 @@ func (l *Lab) router(name string, kind NAT, n int, lan string, o options) Router
 
 // rules installs NAT and filter for the router's present address.
 func (r *Router) rules() error {
-	if err := r.node.nat(r.kind, r.wan, r.inside, r.opts.hairpin); err != nil {
+	if err := r.node.nat(r.kind, r.wan, r.inside, r.opts); err != nil {
 		return err
 	}
 	if !r.opts.ipv6 {

@@ -19,7 +19,7 @@
 // reach: packets to it vanish without an answer. Addresses are from ranges that libp2p takes for public (7.0.0.0/8,
 // 2a00::/16), not from the documentation ranges, which it refuses to dial.
 //
-// What it does not do: DNS, port mapping protocols, IPv6 translation. Times are real, so a test waits for
+// What it does not do: DNS, IPv6 translation. Times are real, so a test waits for
 // conditions, not for time.
 package lab
 

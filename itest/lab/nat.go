@@ -46,18 +46,18 @@ const mappingLife = 5 * time.Minute
 // Names of a router's links: "wan" faces the internet, "lan…" the customers.
 
 // nat installs the router's rules for IPv4: translation and filter.
-func (n *node) nat(kind NAT, wan netip.Addr, inside netip.Prefix, hairpin bool) error {
+func (n *node) nat(kind NAT, wan netip.Addr, inside netip.Prefix, o options) error {
 	return n.install(nftables.TableFamilyIPv4, "router", func(r *ruleset) {
-		filter(r, kind)
+		filter(r, kind, o.between)
 		if kind != Open {
-			translate(r, kind, wan, inside, hairpin)
+			translate(r, kind, wan, inside, o.hairpin)
 		}
 	})
 }
 
 // filter says what the router forwards, and what it lets come to itself. A router that accepts packets from
 // strangers for itself enters them in conntrack, which spoils the port for the host that needs it later.
-func filter(r *ruleset, kind NAT) {
+func filter(r *ruleset, kind NAT, between bool) {
 	input := r.chain(nftables.ChainTypeFilter, nftables.ChainHookInput, atFilter, drop)
 	input.rule(known, pass)
 	input.rule(in("lan"), pass)
@@ -74,6 +74,9 @@ func filter(r *ruleset, kind NAT) {
 	forward.rule(known, pass)
 	forward.rule(in("lan"), out("wan"), pass)
 	forward.rule(dnatted, pass)
+	if between {
+		forward.rule(in("lan"), out("lan"), pass)
+	}
 	if kind == Open {
 		forward.rule(pass)
 	}

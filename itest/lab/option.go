@@ -25,6 +25,8 @@ type options struct {
 	lan, wan string
 	firewall []string // nil: none
 	tracking *Conntrack
+	maps     []Mapping
+	between  bool
 }
 
 func (l *Lab) options(opts []Option) options {
@@ -60,6 +62,13 @@ func LAN(prefix string) Option { return func(o *options) { o.lan = prefix } }
 
 // WAN chooses a home's or carrier's external address.
 func WAN(addr string) Option { return func(o *options) { o.wan = addr } }
+
+// MapsPorts makes a home's router open ports for its hosts on request, by those protocols. By PCP and NAT-PMP it gives
+// other ports than those asked for, so that who takes its wish for the answer is found out.
+func MapsPorts(by ...Mapping) Option { return func(o *options) { o.maps = by } }
+
+// Between lets a carrier's customers reach each other at the addresses that it gave them; else they are kept apart.
+func Between() Option { return func(o *options) { o.between = true } }
 
 // Firewall makes the host drop what it did not ask for, but for some open ports: Firewall("udp/4001", "tcp/22").
 func Firewall(open ...string) Option {

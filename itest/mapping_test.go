@@ -1,0 +1,120 @@
+//go:build linux
+
+package itest
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"fwd/internal/node"
+	"fwd/itest/lab"
+)
+
+// Two symmetric NATs cannot be punched. One router that opens ports is enough, by whichever protocol it does so.
+func TestOneRouterThatMapsPortsMakesSymmetricHomesMeet(t *testing.T) {
+	t.Parallel()
+	for name, by := range map[string]lab.Mapping{"PCP": lab.PCP, "NAT-PMP": lab.NATPMP, "UPnP": lab.UPnP} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := lab.New(t)
+			a := l.Home("a", lab.Symmetric, slow(), lab.MapsPorts(by))
+			b := l.Home("b", lab.Symmetric, slow())
+			relays := oneRelay(t, l)
+			pa := startPlayer(t, a.Host("a"), playerSpec{Number: 2, Relays: relays, Mapping: true})
+			pb := startPlayer(t, b.Host("b"), playerSpec{Number: 3, Relays: relays, Mapping: true})
+			pa.ready()
+			pb.ready()
+			pa.mapped("mapped")
+			open := a.Forwards()
+			if len(open) != 2 || open[0].Proto != "tcp" || open[1].Proto != "udp" || open[0].To.Port() != 4001 || open[1].To.Port() != 4001 {
+				t.Errorf("the router has opened %+v, want 4001 by TCP and UDP", open)
+			}
+			for _, pair := range [][2]*player{{pa, pb}, {pb, pa}} {
+				m := pair[0].meet(pair[1], knownCeiling)
+				if m.Route != "direct" || m.Direct > openCeiling {
+					t.Errorf("%s to %s: %+v", pair[0].host.Name(), pair[1].host.Name(), m)
+				}
+				t.Logf("%s to %s in %v by %s %s", pair[0].host.Name(), pair[1].host.Name(), m.Direct.Round(time.Millisecond), m.Transport, m.Remote)
+				pair[0].part(pair[1])
+			}
+			pa.end()
+			// By UPnP libp2p leaves one of the two to its lease of a minute.
+			if left := a.Forwards(); len(left) > 1 || len(left) > 0 && by != lab.UPnP {
+				t.Errorf("left open at the end: %+v", left)
+			}
+		})
+	}
+}
+
+// Homes of one carrier meet at the addresses that it gave their routers, which is where these open ports.
+func TestRoutersThatMapPortsMakeOneCarriersHomesMeet(t *testing.T) {
+	t.Parallel()
+	l := lab.New(t)
+	c := l.Carrier("carrier", lab.Symmetric, lab.Between())
+	relays := oneRelay(t, l)
+	pa := startPlayer(t, l.Home("a", lab.Symmetric, slow(), lab.Behind(c), lab.MapsPorts(lab.PCP)).Host("a"), playerSpec{Number: 2, Relays: relays, Mapping: true})
+	pb := startPlayer(t, l.Home("b", lab.Symmetric, slow(), lab.Behind(c)).Host("b"), playerSpec{Number: 3, Relays: relays, Mapping: true})
+	pa.ready()
+	pb.ready()
+	if nat := pa.mapped("found"); !nat.DoubleNAT {
+		t.Errorf("no double NAT: %+v", nat)
+	}
+	m := pb.meet(pa, knownCeiling)
+	if m.Route != "direct" || !strings.Contains(m.Remote, "/100.64.") {
+		t.Errorf("%+v, want direct by the carrier's address", m)
+	}
+	t.Logf("in %v by %s %s", m.Direct.Round(time.Millisecond), m.Transport, m.Remote)
+}
+
+// oneRelay starts a relay at 7.0.0.10 and returns it as players take it.
+func oneRelay(t *testing.T, l *lab.Lab) map[int][]string {
+	t.Helper()
+	startPlayer(t, l.Public("relay", "7.0.0.10"), playerSpec{Number: 1, Relay: true}).ready()
+	return map[int][]string{1: {"/ip4/7.0.0.10/" + quic4001, "/ip4/7.0.0.10/" + tcp4001}}
+}
+
+// mapped waits until the player tells of its router's port mapping what is wanted.
+func (p *player) mapped(want string) (nat node.NATReport) {
+	p.t.Helper()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		p.do("nat")
+		l, ok := p.until(time.Minute, func(l told) bool { return l.NAT != nil })
+		if ok {
+			nat = *l.NAT
+		}
+		ready := nat.PortMapping == want && (want == "mapped" || nat.DoubleNAT)
+		if ready {
+			return nat
+		}
+		if !ok || time.Now().After(end) {
+			p.t.Fatalf("%s: port mapping %q, want %q", p.host.Name(), nat.PortMapping, want)
+		}
+	}
+}
+
+func TestRealRouterSoftwareMapsPorts(t *testing.T) {
+	t.Parallel()
+	for name, packets := range map[string]bool{"PCP": true, "UPnP": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := lab.New(t)
+			a := l.Home("a", lab.Symmetric, slow())
+			if err := a.Miniupnpd(t.TempDir(), packets); errors.Is(err, lab.ErrNoMiniupnpd) {
+				t.Skip(err)
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			relays := oneRelay(t, l)
+			pa := startPlayer(t, a.Host("a"), playerSpec{Number: 2, Relays: relays, Mapping: true})
+			pb := startPlayer(t, l.Home("b", lab.Symmetric, slow()).Host("b"), playerSpec{Number: 3, Relays: relays})
+			pa.ready()
+			pb.ready()
+			pa.mapped("mapped")
+			if m := pb.meet(pa, knownCeiling); m.Route != "direct" {
+				t.Errorf("%+v", m)
+			}
+		})
+	}
+}
