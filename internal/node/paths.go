@@ -22,15 +22,16 @@ type link struct {
 	class class
 	quic  bool
 	since time.Time
-	done  chan struct{}  // closed when the connection is
-	poke  chan chan bool // asks the probing goroutine for a quick answer
+	done  chan struct{} // closed when the connection is
+	again chan struct{} // tells the probing goroutine that an inquiry is over: its next measurement may be due sooner
 
 	// Guarded by paths.mu.
 	rtt      time.Duration
 	answered time.Time     // last
 	least    time.Duration // the shortest so far: what the way takes without a queue
 	silent   bool
-	wins     int // measurements running at which it was better than the path
+	asked    *inquiry // for a sign of life, under way
+	wins     int      // measurements running at which it was better than the path
 }
 
 func (l *link) measured() measured {
@@ -78,7 +79,7 @@ func newLink(c network.Conn) *link {
 		class: overInternet,
 		quic:  transportOf(c.RemoteMultiaddr()) == "quic-v1",
 		done:  make(chan struct{}),
-		poke:  make(chan chan bool),
+		again: make(chan struct{}, 1),
 	}
 	switch remote := c.RemoteMultiaddr(); {
 	case l.relay != "":

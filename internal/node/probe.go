@@ -33,8 +33,7 @@ const (
 	misses = 2
 )
 
-// probe measures l until it closes: at once, then now and again if its peer is in use or a relay, and
-// whenever it is asked to.
+// probe measures l until it closes: at once, then now and again if its peer is in use or a relay.
 func (ps *paths) probe(p peer.ID, l *link) {
 	pinger := &pinger{conn: l.conn}
 	defer pinger.close()
@@ -76,15 +75,8 @@ func (ps *paths) probe(p peer.ID, l *link) {
 			if ps.watched(p) {
 				measure(probeTimeout)
 			}
-		case answer := <-l.poke:
+		case <-l.again:
 			timer.Stop()
-			ok := measure(max(quickTimeout, quickRTTs*ps.rtt(l)))
-			answer <- ok
-			if !ok && ctx.Err() == nil {
-				// Whoever asked has seen silence on it too: that is two.
-				ps.giveUp(p, l)
-				return
-			}
 		case <-ctx.Done():
 			timer.Stop()
 			return
@@ -177,29 +169,61 @@ func (ps *paths) suspect(p peer.ID, c network.Conn) {
 	l.silent = true
 	ps.chooseLocked(p, nil)
 	ps.mu.Unlock()
-	ps.node.tasks.start(func() { ps.check(l) })
-	if l.relay != "" {
-		// It may be the relay that died: all that goes by it waits for that to be known.
-		ps.node.tasks.start(func() { ps.node.checkLinks(l.relay) })
+	// What killed it may have killed the ways beside it too, and their relays' connections: a change of our address does.
+	// Whoever flees there should not have to find out one by one.
+	asked := map[peer.ID]bool{p: true}
+	for _, l := range ps.links(p) {
+		if l.relay != "" {
+			asked[l.relay] = true
+		}
 	}
+	for p := range asked {
+		ps.node.tasks.start(func() { ps.node.checkLinks(p) })
+	}
+}
+
+// inquiry is one for a sign of life; whoever else wants one waits for the same answer.
+type inquiry struct {
+	answered chan struct{}
+	alive    bool // once answered
 }
 
 // check asks l for a sign of life now; false: there was none, and l is closed.
 func (ps *paths) check(l *link) bool {
-	answer := make(chan bool, 1)
-	select {
-	case l.poke <- answer:
-	case <-l.done:
-		return false
-	case <-ps.node.ctx.Done():
-		return false
+	ps.mu.Lock()
+	q := l.asked
+	if q == nil {
+		q = &inquiry{answered: make(chan struct{})}
+		if !ps.node.tasks.start(func() { ps.ask(l, q) }) {
+			ps.mu.Unlock()
+			return false
+		}
+		l.asked = q
 	}
+	ps.mu.Unlock()
+	<-q.answered
+	return q.alive
+}
+
+// ask puts a question, beside the probing, which may be in the midst of a patient one.
+func (ps *paths) ask(l *link, q *inquiry) {
+	p := l.conn.RemotePeer()
+	pinger := &pinger{conn: l.conn}
+	defer pinger.close()
+	rtt, err := pinger.ping(ps.node.ctx, max(quickTimeout, quickRTTs*ps.rtt(l)))
+	if ps.node.ctx.Err() == nil {
+		ps.measuredRTT(p, l, rtt, err == nil)
+	}
+	ps.mu.Lock()
+	l.asked, q.alive = nil, err == nil
+	ps.mu.Unlock()
+	if err != nil && ps.node.ctx.Err() == nil && !l.conn.IsClosed() {
+		// Whoever asked has seen silence on it, or beside it, too: that is two.
+		ps.giveUp(p, l)
+	}
+	close(q.answered)
 	select {
-	case ok := <-answer:
-		return ok
-	case <-l.done:
-		return false
-	case <-ps.node.ctx.Done():
-		return false
+	case l.again <- struct{}{}:
+	default:
 	}
 }
