@@ -94,7 +94,7 @@ fwd demo                       # all of it on this machine, in ten seconds`,
 	root.AddCommand(
 		newExpose(a), newConnect(a), newUnexpose(a), newDisconnect(a), newSocks(a), newSSH(a), newLs(a), newStatus(a), newUI(a), newPing(a), newSpeed(a), newDoctor(a), newAllow(a), newDeny(a),
 		newRelay(a), newJoin(a), newInvite(a), newPeers(a), newRevoke(a), newRename(a), newTrust(a), newOwner(a), newLeave(a),
-		newDemo(a), newUp(a), newReload(a), newConfig(a), newService(a), newLogs(a), newID(a), newStop(a), newVersion(a), newCompletion(a), newMan(a), newDaemon(a),
+		newDemo(a), newUp(a), newReload(a), newConfig(a), newService(a), newLogs(a), newDebug(a), newID(a), newStop(a), newVersion(a), newCompletion(a), newMan(a), newDaemon(a),
 	)
 	addCompletions(a, root)
 	describeEnv(root)

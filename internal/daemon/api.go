@@ -150,6 +150,11 @@ type (
 		Port   int    `json:"port,omitempty"`   // of loopback; 0: a free one
 		Manage bool   `json:"manage,omitempty"` // allow, deny, revoke, expose
 	}
+	// DebugRequest takes a profile of this process.
+	DebugRequest struct {
+		Profile string        `json:"profile"`       // see Profiles
+		For     time.Duration `json:"for,omitempty"` // cpu and trace; 0: 10 s
+	}
 	StopRequest struct {
 		IfIdle bool `json:"if_idle,omitempty"` // only a background daemon that holds no wish
 	}
@@ -169,6 +174,7 @@ type (
 //	waiting    Addrs, Message: a new relay listens for the owner to dial it
 //	relay      Peer, Addrs: the relay is up
 //	page       URL: it is served
+//	profile    Result: the next piece of the bytes that DebugRequest asked for
 //	status, ls, peers, doctor, speed, result   Result: the command's one answer
 //	error      Failure
 //	done

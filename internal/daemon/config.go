@@ -31,6 +31,7 @@ type config struct {
 	Name       nameWord        `toml:"name"`
 	InviteFile string          `toml:"invite_file"` // beside fwd.toml unless the path is whole
 	Metrics    metricsWord     `toml:"metrics"`     // PORT of loopback or ADDR:PORT; default none
+	Strict     bool            `toml:"strict"`      // no new connections here while the owner is silent for 72 h
 	Log        logConfig       `toml:"log"`
 	Limits     limitsConfig    `toml:"limits"`
 	Relay      *relayConfig    `toml:"relay"` // nil: this machine is none

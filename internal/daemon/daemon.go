@@ -63,6 +63,7 @@ type Daemon struct {
 	level     *slog.LevelVar
 	met       chan peer.ID // peers whose roster is to be compared
 	finish    context.CancelCauseFunc
+	strict    atomic.Bool // refuse new connections without a fresh word of the owner
 	traffic   traffic
 	speeds    chan struct{} // measurements answered now
 
@@ -167,6 +168,7 @@ func run(ctx context.Context, home Home, opt options) (err error) {
 	if scrapes != nil {
 		defer scrapes.Close()
 	}
+	d.strict.Store(c.Strict)
 	if opt.before != nil {
 		if err := opt.before(ctx, d); err != nil {
 			return err

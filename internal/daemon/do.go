@@ -72,6 +72,8 @@ func (d *Daemon) do(ctx context.Context, req Request, emit func(Event), stream *
 		return with(req, func(r OwnerImportRequest) error { return d.ownerImport(ctx, r, emit) })
 	case "owner-move":
 		return with(req, func(r OwnerMoveRequest) error { return d.ownerMove(ctx, r, emit) })
+	case "debug":
+		return with(req, func(r DebugRequest) error { return d.debug(ctx, r, emit) })
 	case "leave":
 		return with(req, func(r LeaveRequest) error { return d.leaveNetwork(ctx, r, emit) })
 	case "stop":

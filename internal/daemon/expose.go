@@ -190,7 +190,17 @@ func (d *Daemon) allowFor(svc *service) (identity.Allow, error) {
 
 // lookup is the exit's question: may p use the service, and where is it?
 func (d *Daemon) lookup(p peer.ID, name string) (forward.Target, error) {
-	return d.lookupAt(p, name, false)
+	return d.lookupNew(p, name, false)
+}
+
+// lookupNew is lookupAt for what begins now: with strict, the owner must not have
+// been silent for long, for it may have revoked p meanwhile. What is open goes on.
+func (d *Daemon) lookupNew(p peer.ID, name string, udp bool) (forward.Target, error) {
+	if silent := d.ownerSilent(); d.strict.Load() && silent >= identity.StaleRefuse {
+		return forward.Target{}, &identity.DeniedError{Peer: p, Service: name,
+			Reason: "the network's owner has not been heard of for " + plainSpan(silent) + ", and this machine is strict"}
+	}
+	return d.lookupAt(p, name, udp)
 }
 
 func (d *Daemon) lookupAt(p peer.ID, name string, udp bool) (forward.Target, error) {

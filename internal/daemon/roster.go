@@ -362,8 +362,9 @@ func (d *Daemon) heartbeats(ctx context.Context) error {
 				d.log.Warn("sign the hourly heartbeat", "err", err)
 			}
 			d.tellEveryone(ctx)
-		} else if at := d.book.Fresh(); !at.IsZero() && time.Since(at) > identity.StaleWarn {
-			d.log.Warn("no sign of the network's owner; a revocation may be withheld", "since", at)
+		}
+		for _, warning := range d.warnings(time.Now()) {
+			d.log.Warn(warning)
 		}
 		select {
 		case <-ctx.Done():

@@ -39,7 +39,7 @@ func (d *Daemon) serveServices(s network.Stream) {
 	}
 	d.mu.Unlock()
 	for _, svc := range services {
-		if target, err := d.lookupAt(p, svc.name, svc.target.UDP()); err == nil {
+		if target, err := d.lookupNew(p, svc.name, svc.target.UDP()); err == nil {
 			reply.Services = append(reply.Services, identity.ServiceInfo{Name: svc.name, Port: uint16(target.Port()), UDP: target.UDP()})
 		}
 	}

@@ -37,7 +37,7 @@ func (d *Daemon) statusReport(ctx context.Context, req StatusRequest, emit func(
 func (d *Daemon) status() Status {
 	s := Status{V: 1, Peer: d.self.String(), Version: Version(), PID: os.Getpid(),
 		Relays: []RelayStatus{}, Services: []ServiceStatus{}, Forwards: []ForwardStatus{}, Sessions: []Session{}, Wishes: d.up.status(),
-		Traffic: d.traffic.status(recent), Warnings: append(d.twins.warnings(time.Now()), d.welcomes.warnings()...)}
+		Traffic: d.traffic.status(recent), Warnings: d.warnings(time.Now())}
 	if roster := d.book.Current(); roster != nil {
 		e, _ := roster.Entry(d.self)
 		s.Name = e.Name

@@ -89,7 +89,7 @@ func (d *Daemon) authorizeUDP(p peer.ID, service string) error {
 
 // lookupUDP is the question of a UDP service's exit.
 func (d *Daemon) lookupUDP(p peer.ID, name string) (forward.Target, error) {
-	return d.lookupAt(p, name, true)
+	return d.lookupNew(p, name, true)
 }
 
 // udpExit serves the far ends' flows with the services exposed here.

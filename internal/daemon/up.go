@@ -244,6 +244,7 @@ func (u *up) reload() (Reloaded, error) {
 	u.config = next
 	u.mu.Unlock()
 	u.d.level.Set(levelOf(next))
+	u.d.strict.Store(next.Strict)
 	report := u.apply()
 	report.Restart = restartFor(old, next)
 	u.d.log.Info("configuration read again", "path", u.path, "result", report.String())

@@ -25,7 +25,6 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/protocol/autonatv2"
 	circuit "github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/client"
 	"github.com/libp2p/go-libp2p/p2p/security/noise"
-	"github.com/libp2p/go-libp2p/p2p/security/tls"
 	libp2pquic "github.com/libp2p/go-libp2p/p2p/transport/quic"
 	"github.com/libp2p/go-libp2p/p2p/transport/quicreuse"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
@@ -70,7 +69,7 @@ func (t *quicTransport) Close() error { return t.manager.Close() }
 // newTransports adds QUIC, TCP and WebSocket (TLS first, then Noise; yamux) to s.
 func newTransports(s *swarm.Swarm, key crypto.PrivKey, limits network.ResourceManager, relay bool, proxy proxyFor) (*transports, error) {
 	muxers := []upgrader.StreamMuxer{{ID: yamux.ID, Muxer: newMuxer()}}
-	tls, err := libp2ptls.New(libp2ptls.ID, key, muxers)
+	tls, err := newTimelessTLS(key, yamux.ID)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,50 @@
+package daemon
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"fwd/identity"
+)
+
+// clockOff is by how much a clock may be wrong without a word about it: libp2p's
+// certificates begin an hour before they are made, and QUIC checks them.
+const clockOff = 30 * time.Minute
+
+// warnings are what a person should know about this machine, each with its code.
+func (d *Daemon) warnings(now time.Time) []string {
+	list := slices.Concat(d.twins.warnings(now), d.welcomes.warnings())
+	if behind := d.book.Now(now).Sub(now); behind > clockOff {
+		list = append(list, fmt.Sprintf("this machine's clock is at least %s slow, by what the network's owner signed: set it; until then there is no QUIC, and so hardly a direct path (clock-wrong)", plainSpan(behind)))
+	}
+	if silent := d.ownerSilent(); silent > identity.StaleWarn {
+		then := ""
+		if d.strict.Load() {
+			then = "; this machine is strict and lets no new connection in after 72 h"
+		}
+		list = append(list, fmt.Sprintf("the network's owner has not been heard of for %s: a revocation may be withheld%s (owner-silent)", plainSpan(silent), then))
+	}
+	return list
+}
+
+// ownerSilent is for how long nobody here has had a word of the network's owner; 0
+// without a network.
+func (d *Daemon) ownerSilent() time.Duration {
+	at := d.book.Fresh()
+	if at.IsZero() {
+		return 0
+	}
+	return max(time.Since(at), 0)
+}
+
+// plainSpan is a long time in words: "3 days", "26 h".
+func plainSpan(t time.Duration) string {
+	switch {
+	case t >= 72*time.Hour:
+		return fmt.Sprintf("%d days", t/(24*time.Hour))
+	case t >= 2*time.Hour:
+		return fmt.Sprintf("%d h", t/time.Hour)
+	}
+	return fmt.Sprintf("%d min", t/time.Minute)
+}
