@@ -33,6 +33,10 @@ type up struct {
 
 	applying sync.Mutex // one change of the set at a time
 
+	reading sync.Mutex // the file is read again by one at a time
+	untold  Reloaded   // what the watch has changed and nobody was told; under reading
+	noticed time.Time  // when; under reading
+
 	mu       sync.Mutex
 	config   *config
 	data     []byte // the file as it was read last
@@ -230,11 +234,50 @@ func (r Reloaded) String() string {
 	return strings.Join(parts, "; ")
 }
 
-// reload reads the file again and changes the difference. A file with a
-// mistake changes nothing.
+// reload carries out `fwd reload`: it reads the file again and tells what that
+// changed. Where the watch has just read it, it tells what that changed: a person saves
+// the file, types the command, and wants to know.
 func (u *up) reload() (Reloaded, error) {
+	u.reading.Lock()
+	defer u.reading.Unlock()
+	report, err := u.readAgain()
+	if err != nil {
+		return Reloaded{}, err
+	}
+	if time.Since(u.noticed) < toldWithin {
+		report = u.untold.and(report)
+	}
+	u.untold, u.noticed = Reloaded{}, time.Time{}
+	return report, nil
+}
+
+// toldWithin is how long what the watch has changed is news to who says reload.
+const toldWithin = time.Minute
+
+// notice reads the file again if it is another one than was read last.
+func (u *up) notice() error {
+	u.reading.Lock()
+	defer u.reading.Unlock()
+	if u.unchanged() {
+		return nil
+	}
+	report, err := u.readAgain()
+	if err != nil {
+		return err
+	}
+	if time.Since(u.noticed) < toldWithin {
+		report = u.untold.and(report)
+	}
+	u.untold, u.noticed = report, time.Now()
+	return nil
+}
+
+// readAgain reads the file and changes the difference. A file with a mistake changes
+// nothing. Under up.reading.
+func (u *up) readAgain() (Reloaded, error) {
 	next, data, err := u.read()
 	u.mu.Lock()
+	same := bytes.Equal(data, u.data)
 	u.data = data // a mistake is told once
 	if err != nil {
 		u.mu.Unlock()
@@ -247,8 +290,25 @@ func (u *up) reload() (Reloaded, error) {
 	u.d.strict.Store(next.Strict)
 	report := u.apply()
 	report.Restart = restartFor(old, next)
-	u.d.log.Info("configuration read again", "path", u.path, "result", report.String())
+	if !same || !report.empty() {
+		u.d.log.Info("configuration read again", "path", u.path, "result", report.String())
+	}
 	return report, nil
+}
+
+func (r Reloaded) empty() bool {
+	return len(r.Added)+len(r.Removed)+len(r.Changed)+len(r.Restart)+len(r.Failed) == 0
+}
+
+// and is what two readings, one after the other, have changed.
+func (r Reloaded) and(next Reloaded) Reloaded {
+	join := func(a, b []string) []string {
+		list := append(slices.Clone(a), b...)
+		slices.Sort(list)
+		return slices.Compact(list)
+	}
+	return Reloaded{Added: join(r.Added, next.Added), Removed: join(r.Removed, next.Removed), Changed: join(r.Changed, next.Changed),
+		Restart: join(r.Restart, next.Restart), Failed: join(r.Failed, next.Failed)}
 }
 
 // restartFor names what was changed and is only read at the start.

@@ -180,6 +180,58 @@ func TestReloadChangesTheDifferenceAndDropsNoSession(t *testing.T) {
 	}
 }
 
+func TestAChangeOfTheFileIsToldOnce(t *testing.T) {
+	_, first := newRelay(t)
+	home := newHome(t)
+	nas := newUp(t, home, UpRequest{Invite: first})
+	eventually(t, "it has joined", func() bool { return nas.status().Network != nil })
+	write(t, home.Config, "[[expose]]\ntarget = 'localhost:9'\nname = 'nas'\n")
+	// Several at once, and the watch beside them.
+	reports := make(chan Reloaded)
+	for range 4 {
+		go func() { reports <- nas.reload() }() // ends with the answer
+	}
+	told := 0
+	for range 4 {
+		r := await(t, reports, "an answer")
+		if slices.Equal(r.Added, []string{"expose nas"}) {
+			told++
+		} else if !r.empty() {
+			t.Errorf("reload says %+v", r)
+		}
+	}
+	if told != 1 {
+		t.Errorf("the change is told %d times", told)
+	}
+	// What the watch has done is news to who asks first.
+	write(t, home.Config, "")
+	eventually(t, "the watch has seen it", func() bool { return len(nas.status().Wishes) == 0 })
+	if r := nas.reload(); !slices.Equal(r.Removed, []string{"expose nas"}) {
+		t.Errorf("reload after the watch says %+v", r)
+	}
+	if r := nas.reload(); !r.empty() {
+		t.Errorf("and once more says %+v", r)
+	}
+}
+
+func TestAFolderThatComesLaterIsWatched(t *testing.T) {
+	_, first := newRelay(t)
+	home := newHome(t)
+	folder := filepath.Join(home.State, "not", "yet")
+	home.Config = filepath.Join(folder, "fwd.toml")
+	nas := newUp(t, home, UpRequest{Invite: first})
+	for _, name := range []string{"one", "two"} { // the second time the folder goes and comes
+		if err := os.RemoveAll(filepath.Dir(folder)); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.MkdirAll(folder, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		write(t, home.Config, "[[expose]]\ntarget = 'localhost:9'\nname = %q\n", name)
+		nas.wishIs("expose "+name, stateUp)
+	}
+}
+
 func TestAWishThatFailsIsTriedAgain(t *testing.T) {
 	relay, first := newRelay(t)
 	home := newHome(t)
