@@ -55,24 +55,14 @@ and connect. It ends by itself a minute after the last of them.`,
 // daemon's own 10 s for ending its connections.
 const stopTimeout = 15 * time.Second
 
-// awaitEnd waits until nobody answers on the socket.
+// awaitEnd waits until the daemon is gone.
 func (a *app) awaitEnd(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
-	for {
-		c, err := daemon.Dial(ctx, a.home)
-		if errors.Is(err, daemon.ErrNoDaemon) {
-			return nil
-		}
-		if err == nil {
-			c.Close()
-		}
-		select {
-		case <-ctx.Done():
-			return failed("read why: "+a.home.Log(), "the daemon has not ended after %s", stopTimeout)
-		case <-time.After(20 * time.Millisecond):
-		}
+	if daemon.AwaitEnd(ctx, a.home) != nil {
+		return failed("read why: "+a.home.Log(), "the daemon has not ended after %s", stopTimeout)
 	}
+	return nil
 }
 
 func newID(a *app) *cobra.Command {

@@ -29,6 +29,7 @@ type forwarding struct {
 	from            string        // command, kept, config
 	release         func()        // of the hold on the peer; under Daemon.mu
 	end             context.CancelCauseFunc
+	ended           chan struct{} // closed when it listens no more
 }
 
 // connect carries out `fwd connect` and lasts until ctx ends.
@@ -56,7 +57,7 @@ func (d *Daemon) connect(ctx context.Context, req ConnectRequest, from string, e
 	}
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
-	f := &forwarding{word: req.Name, service: service, peer: p, kind: kind, from: from, end: end}
+	f := &forwarding{word: req.Name, service: service, peer: p, kind: kind, from: from, end: end, ended: make(chan struct{})}
 	// Held before the listener is: the way is being built while the person types.
 	f.release = d.node.Hold(p, kind)
 	defer func() {
@@ -355,11 +356,12 @@ func (d *Daemon) removeForward(f *forwarding) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.forwards, f)
+	close(f.ended)
 }
 
 // disconnect ends a forward from any terminal, by its local address or port, or
-// one connection by its session's ID.
-func (d *Daemon) disconnect(req DisconnectRequest, emit func(Event)) error {
+// one connection by its session's ID. Then its port is free for others.
+func (d *Daemon) disconnect(ctx context.Context, req DisconnectRequest, emit func(Event)) error {
 	if req.Session != "" {
 		return d.endSession(req.Session)
 	}
@@ -370,24 +372,37 @@ func (d *Daemon) disconnect(req DisconnectRequest, emit func(Event)) error {
 	if inConfig {
 		emit(Event{Event: "progress", Message: "ended; fwd.toml still has it, so the next reload or start brings it back"})
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for f := range d.forwards {
-		if slices.ContainsFunc(f.ends(), func(e end) bool { return meansLocal(req.Local, e.local, f.word) }) {
-			f.end(errWishEnded)
-			return nil
+	ended := d.endForward(req.Local)
+	switch {
+	case ended != nil:
+		select {
+		case <-ended:
+		case <-ctx.Done():
 		}
-	}
-	for s := range d.socks {
-		if meansLocal(req.Local, s.local, socksNames) {
-			s.end(errWishEnded)
-			return nil
-		}
-	}
-	if stood {
+		return nil
+	case stood:
 		return nil
 	}
 	return fail(ExitUnknownName, "unknown-name", "see what is: fwd status", "nothing is connected at %q", req.Local)
+}
+
+// endForward ends the forward or SOCKS entry that word means; nil: there is none.
+func (d *Daemon) endForward(word string) (ended <-chan struct{}) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for f := range d.forwards {
+		if slices.ContainsFunc(f.ends(), func(e end) bool { return meansLocal(word, e.local, f.word) }) {
+			f.end(errWishEnded)
+			return f.ended
+		}
+	}
+	for s := range d.socks {
+		if meansLocal(word, s.local, socksNames) {
+			s.end(errWishEnded)
+			return s.ended
+		}
+	}
+	return nil
 }
 
 // localName is a listener as a person writes it, with the port it really got.

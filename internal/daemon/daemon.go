@@ -136,11 +136,9 @@ func run(ctx context.Context, home Home, opt options) (err error) {
 	if err := home.prepare(); err != nil {
 		return err
 	}
-	lock := flock.New(home.file("fwd.lock"))
-	if ok, err := lock.TryLock(); err != nil {
-		return fmt.Errorf("lock %s: %w", home.State, err)
-	} else if !ok {
-		return errLocked
+	lock, err := lockHome(ctx, home, opt.linger == 0)
+	if err != nil {
+		return err
 	}
 	defer lock.Unlock()
 
@@ -212,6 +210,54 @@ func run(ctx context.Context, home Home, opt options) (err error) {
 		err = nil
 	}
 	return err
+}
+
+// lockHome takes the home's lock. patient: it waits for a daemon that is ending, which
+// answers no more and has the lock still.
+func lockHome(ctx context.Context, home Home, patient bool) (*flock.Flock, error) {
+	lock := flock.New(home.file("fwd.lock"))
+	for end := time.Now().Add(stopTimeout); ; {
+		ok, err := lock.TryLock()
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("lock %s: %w", home.State, err)
+		case ok:
+			return lock, nil
+		case !patient || time.Now().After(end):
+			return nil, errLocked
+		}
+		if c, err := Dial(ctx, home); err == nil {
+			c.Close()
+			return nil, errLocked
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// AwaitEnd waits until no daemon has the home.
+func AwaitEnd(ctx context.Context, home Home) error {
+	for {
+		c, err := Dial(ctx, home)
+		if err == nil {
+			c.Close()
+		} else if errors.Is(err, ErrNoDaemon) {
+			lock := flock.New(home.file("fwd.lock"))
+			if ok, err := lock.TryLock(); ok {
+				return lock.Unlock()
+			} else if err != nil {
+				return nil // another user's home, of which only the socket is to be seen
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 // open reads what the home holds. Anything damaged is an error that names the

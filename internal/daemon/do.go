@@ -39,7 +39,7 @@ func (d *Daemon) do(ctx context.Context, req Request, emit func(Event), stream *
 			return d.serveSocks(ctx, r, fromCommand, emit)
 		})
 	case "disconnect":
-		return with(req, func(r DisconnectRequest) error { return d.disconnect(r, emit) })
+		return with(req, func(r DisconnectRequest) error { return d.disconnect(ctx, r, emit) })
 	case "reload":
 		return d.reloadConfig(emit)
 	case "names":

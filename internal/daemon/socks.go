@@ -56,6 +56,7 @@ type socks struct {
 	from     string // command, kept, config
 	sessions atomic.Int64
 	end      context.CancelCauseFunc
+	ended    chan struct{} // closed when it listens no more
 	emit     func(Event)
 
 	mu   sync.Mutex
@@ -77,7 +78,7 @@ func (d *Daemon) serveSocks(ctx context.Context, req SocksRequest, from string, 
 	}
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
-	s := &socks{d: d, local: localName(listener), from: from, end: end, emit: emit}
+	s := &socks{d: d, local: localName(listener), from: from, end: end, ended: make(chan struct{}), emit: emit}
 	d.mu.Lock()
 	d.socks[s] = true
 	d.mu.Unlock()
@@ -85,6 +86,7 @@ func (d *Daemon) serveSocks(ctx context.Context, req SocksRequest, from string, 
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		delete(d.socks, s)
+		close(s.ended)
 	}()
 	d.log.Info("socks", "local", s.local)
 	emit(Event{Event: "listening", Service: socksNames, Local: s.local})
