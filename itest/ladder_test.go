@@ -57,6 +57,6 @@ func TestReasonsNameTheMachineAndTheMend(t *testing.T) {
 	reason := s.Forwards[0].Path.Reason
 	contains(t, reason, "Both NATs change ports per destination")
 	contains(t, reason, "at nas-box a random port")
-	contains(t, reason, "Tried simultaneous open by TCP; nothing came back")
+	contains(t, reason, "Nothing could be tried")
 	contains(t, reason, "Would help: turn on UPnP")
 }

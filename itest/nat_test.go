@@ -33,10 +33,11 @@ func tellNATs(t *testing.T, relays int) {
 	}
 	const eim, edm, apdf = "endpoint-independent", "endpoint-dependent", "address-and-port-dependent"
 	// One relay cannot tell who lets in anybody from who lets in other ports of it.
-	anybody, tcp := "endpoint-independent", eim
+	anybody := "endpoint-independent"
 	if relays == 1 {
-		anybody, tcp = "address-dependent", "unknown"
+		anybody = "address-dependent"
 	}
+	const tcp = eim
 	type row struct {
 		host                       *lab.Host
 		udp, tcp, filtering, ports string
@@ -49,7 +50,7 @@ func tellNATs(t *testing.T, relays int) {
 		{home(lab.PortRestricted), eim, tcp, apdf, "kept"},
 		{home(lab.PortRestrictedInputAccept), eim, tcp, apdf, "kept"},
 		{home(lab.PortRange), eim, tcp, apdf, "changed"},
-		{home(lab.Symmetric), edm, "", apdf, "random"},
+		{home(lab.Symmetric), edm, edm, apdf, "random"},
 		{home(lab.SymmetricBlock), edm, "", apdf, "block"},
 		{home(lab.Sequential), edm, tcp, apdf, "sequential"},
 		{home(lab.UDPBlocked), "blocked", tcp, "unknown", "unknown"},

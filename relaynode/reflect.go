@@ -12,14 +12,14 @@ import (
 )
 
 // ProtocolReflect tells a peer the address its connection comes from, with two things it can use: a
-// proof of that address for other peers, and the permission to ask by plain UDP (reflector.go).
+// proof of that address for other peers, and the permission to ask by plain UDP and TCP (reflector.go).
 const ProtocolReflect protocol.ID = "/fwd/reflect/1"
 
 // proofDomain begins what a proof signs, so that it can be taken for nothing else.
 const proofDomain = "fwd reflect 1\n"
 
 // reflect writes the remote address of the very connection that s is on, then the proof, then the
-// permission; the last two are empty where the relay cannot give them.
+// permission and two more ports; all but the address are empty where the relay cannot give them.
 func (r *Relay) reflect(s network.Stream) {
 	from, at := s.Conn().RemotePeer(), s.Conn().RemoteMultiaddr()
 	answer, ok := reflection(at)
@@ -31,6 +31,7 @@ func (r *Relay) reflect(s network.Stream) {
 	answer = appendBytes(answer, r.permission(at))
 	if ip, err := manet.ToIP(at); err == nil {
 		answer = appendBytes(answer, r.reflector.second(ip))
+		answer = appendBytes(answer, r.reflector.stream(ip))
 	}
 	s.SetDeadline(time.Now().Add(messageTimeout))
 	if _, err := s.Write(answer); err != nil {

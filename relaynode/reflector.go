@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -18,7 +19,7 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Reflection by plain UDP, so that a peer learns what its NAT makes of single packets: does another of
+// Reflection by plain UDP and TCP, so that a peer learns what its NAT makes of single packets: does another of
 // our ports see another address (mapping), are the ports of fresh sockets in a row (prediction), does an
 // answer from a port that was not asked get in (filtering)? Packets, sizes in bytes:
 //
@@ -29,7 +30,8 @@ import (
 // once more, to that port of the sender's IP. Two answers are shorter than the request, so this amplifies
 // nothing; the token is bound to the IP and given to members alone, so a stranger gets no answer at all.
 // The first byte marks it as no QUIC, for a peer asks from its QUIC socket, too. The address is xored
-// because some NATs rewrite addresses that they find in packets.
+// because some NATs rewrite addresses that they find in packets. By TCP one request and its answer are all of a
+// connection: it shows whether our second port sees the same address as the one that the peer is connected to.
 const (
 	kindRequest  = 0x11
 	kindAnswer   = 0x12
@@ -42,6 +44,8 @@ const (
 	reflectRate  = 2000             // answers a second, all peers: 70 kB
 	reflectBurst = 2000             // a network's peers wake up together
 	tokenSlot    = 10 * time.Minute // a token lives one to two of them; peers ask anew every 5 min
+	streamLimit  = 128              // TCP connections at once
+	streamWithin = 2 * time.Second  // what one may take
 )
 
 // reflector answers requests on one UDP port for each address family.
@@ -55,13 +59,17 @@ type reflector struct {
 	mu     sync.Mutex
 	ports  map[bool]uint16 // by "is IPv4"
 	others map[bool]uint16 // likewise, of the second sockets
+	tcp    map[bool]uint16 // likewise, of TCP
 }
 
-// reflectorSockets are the one that is asked and the one that answers besides.
-type reflectorSockets struct{ main, other *net.UDPConn }
+// reflectorSockets are the one that is asked and the one that answers besides; and TCP's, which may be nil.
+type reflectorSockets struct {
+	main, other *net.UDPConn
+	tcp         net.Listener
+}
 
 func newReflector(now func() time.Time) *reflector {
-	r := &reflector{now: now, limit: rate.NewLimiter(reflectRate, reflectBurst), ports: make(map[bool]uint16), others: make(map[bool]uint16)}
+	r := &reflector{now: now, limit: rate.NewLimiter(reflectRate, reflectBurst), ports: make(map[bool]uint16), others: make(map[bool]uint16), tcp: make(map[bool]uint16)}
 	rand.Read(r.secret[:])
 	return r
 }
@@ -83,11 +91,14 @@ func (r *reflector) permission(ip net.IP) []byte {
 	return append(binary.BigEndian.AppendUint16(nil, port), token[:]...)
 }
 
-// second is the other port (2), which answers as well.
-func (r *reflector) second(ip net.IP) []byte {
+// second is the other port (2), which answers as well, and stream TCP's.
+func (r *reflector) second(ip net.IP) []byte { return r.portOf(r.others, ip) }
+func (r *reflector) stream(ip net.IP) []byte { return r.portOf(r.tcp, ip) }
+
+func (r *reflector) portOf(ports map[bool]uint16, ip net.IP) []byte {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if port := r.others[ip.To4() != nil]; port != 0 {
+	if port := ports[ip.To4() != nil]; port != 0 {
 		return binary.BigEndian.AppendUint16(nil, port)
 	}
 	return nil
@@ -127,8 +138,8 @@ func (r *reflector) answer(packet []byte, from netip.AddrPort) (answer []byte, e
 	return answer, rest[0], binary.BigEndian.Uint16(rest[1:3]), true
 }
 
-// open listens beside each QUIC address that the host listens on: at the next port or, if that is taken,
-// at any.
+// open listens beside each QUIC address that the host listens on: at the next two ports by UDP and the next by TCP or,
+// where one is taken, at any.
 func (r *reflector) open(listening []ma.Multiaddr, log *slog.Logger) {
 	for _, v4 := range []bool{true, false} {
 		at, ok := quicAddr(listening, v4)
@@ -140,10 +151,17 @@ func (r *reflector) open(listening []ma.Multiaddr, log *slog.Logger) {
 			log.Warn("no UDP reflection: peers may not learn how their NAT maps ports", "beside", at, "err", err)
 			continue
 		}
-		r.sockets = append(r.sockets, reflectorSockets{main, other})
 		port := main.LocalAddr().(*net.UDPAddr).AddrPort().Port()
+		stream, err := listenTCP(at, port)
+		if err != nil {
+			log.Warn("no TCP reflection: peers may not learn how their NAT maps TCP ports", "beside", at, "err", err)
+		}
+		r.sockets = append(r.sockets, reflectorSockets{main, other, stream})
 		log.Debug("reflecting", "udp", port)
 		r.mu.Lock()
+		if stream != nil {
+			r.tcp[v4] = stream.Addr().(*net.TCPAddr).AddrPort().Port()
+		}
 		r.ports[v4] = port
 		r.others[v4] = other.LocalAddr().(*net.UDPAddr).AddrPort().Port()
 		r.mu.Unlock()
@@ -155,14 +173,62 @@ func (r *reflector) serve(ctx context.Context) {
 	var wg sync.WaitGroup
 	for _, s := range r.sockets {
 		wg.Go(func() { r.reply(s) })
-		wg.Go(func() { r.reply(reflectorSockets{s.other, s.main}) })
+		wg.Go(func() { r.reply(reflectorSockets{main: s.other, other: s.main}) })
+		if s.tcp != nil {
+			wg.Go(func() { r.accept(ctx, s.tcp) })
+		}
 	}
 	<-ctx.Done()
 	for _, s := range r.sockets {
 		s.main.Close()
 		s.other.Close()
+		if s.tcp != nil {
+			s.tcp.Close()
+		}
 	}
 	wg.Wait()
+}
+
+// accept answers by TCP until l is closed.
+func (r *reflector) accept(ctx context.Context, l net.Listener) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	places := make(chan struct{}, streamLimit)
+	for {
+		c, err := l.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			select { // out of descriptors, mostly
+			case <-time.After(streamWithin):
+				continue
+			case <-ctx.Done():
+				return
+			}
+		}
+		select {
+		case places <- struct{}{}:
+			wg.Go(func() { r.stand(ctx, c); <-places })
+		default:
+			c.Close()
+		}
+	}
+}
+
+// stand answers one TCP connection.
+func (r *reflector) stand(ctx context.Context, c net.Conn) {
+	defer c.Close()
+	defer context.AfterFunc(ctx, func() { c.Close() })()
+	c.SetDeadline(time.Now().Add(streamWithin))
+	b := make([]byte, requestSize)
+	if _, err := io.ReadFull(c, b); err != nil {
+		return
+	}
+	from := c.RemoteAddr().(*net.TCPAddr).AddrPort()
+	if answer, _, _, ok := r.answer(b, netip.AddrPortFrom(from.Addr().Unmap(), from.Port())); ok {
+		c.Write(answer)
+	}
 }
 
 // reply answers until its socket is closed.
@@ -191,7 +257,22 @@ func (r *reflector) reply(s reflectorSockets) {
 	}
 }
 
-// listenBeside opens the port after at's, and any other one.
+// listenTCP opens that port by TCP, or any other one.
+func listenTCP(at netip.AddrPort, port uint16) (net.Listener, error) {
+	family := "tcp6"
+	if at.Addr().Is4() {
+		family = "tcp4"
+	}
+	listen := func(port uint16) (net.Listener, error) {
+		return net.ListenTCP(family, net.TCPAddrFromAddrPort(netip.AddrPortFrom(at.Addr(), port)))
+	}
+	if l, err := listen(port); err == nil {
+		return l, nil
+	}
+	return listen(0)
+}
+
+// listenBeside opens the two ports after at's; where one is taken, any.
 func listenBeside(at netip.AddrPort) (main, other *net.UDPConn, err error) {
 	family := "udp6"
 	if at.Addr().Is4() {
@@ -200,12 +281,16 @@ func listenBeside(at netip.AddrPort) (main, other *net.UDPConn, err error) {
 	listen := func(port uint16) (*net.UDPConn, error) {
 		return net.ListenUDP(family, net.UDPAddrFromAddrPort(netip.AddrPortFrom(at.Addr(), port)))
 	}
-	if main, err = listen(at.Port() + 1); err != nil {
-		if main, err = listen(0); err != nil {
-			return nil, nil, err
+	orAny := func(port uint16) (*net.UDPConn, error) {
+		if c, err := listen(port); err == nil {
+			return c, nil
 		}
+		return listen(0)
 	}
-	if other, err = listen(0); err != nil {
+	if main, err = orAny(at.Port() + 1); err != nil {
+		return nil, nil, err
+	}
+	if other, err = orAny(at.Port() + 2); err != nil {
 		main.Close()
 		return nil, nil, err
 	}

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
+	"strconv"
 	"testing"
 	"time"
 
@@ -96,6 +98,37 @@ func TestReflectorAnswersFromOtherPortsWhereAsked(t *testing.T) {
 	a.WriteToUDPAddrPort(reflectRequest(permission, 2, extraPort, uint16(b.LocalAddr().(*net.UDPAddr).Port)), to)
 	read(a)
 	read(b)
+}
+
+func TestReflectorAnswersByTCPWhoHoldsAToken(t *testing.T) {
+	r := newReflector(time.Now)
+	r.open([]ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/udp/14101/quic-v1")}, slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { r.serve(ctx); close(done) }()
+	defer func() { cancel(); <-done }()
+
+	us := net.IPv4(127, 0, 0, 1)
+	at := net.JoinHostPort("127.0.0.1", strconv.Itoa(int(binary.BigEndian.Uint16(r.stream(us)))))
+	ask := func(request []byte) (net.Addr, []byte) {
+		t.Helper()
+		c, err := net.Dial("tcp4", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(patience))
+		c.Write(request)
+		answer, _ := io.ReadAll(c)
+		return c.LocalAddr(), answer
+	}
+	own, answer := ask(reflectRequest(r.permission(us), 0, 0, 0))
+	if len(answer) != answerSize || int(binary.BigEndian.Uint16(answer[33:])) != own.(*net.TCPAddr).Port {
+		t.Errorf("answered %x to %v", answer, own)
+	}
+	if _, answer := ask(bytes.Repeat([]byte{kindRequest}, requestSize)); len(answer) > 0 {
+		t.Errorf("answered %x to a stranger", answer)
+	}
 }
 
 func FuzzReflectRequest(f *testing.F) {

@@ -28,10 +28,10 @@ With INVITE, from "fwd invite --relay", it joins that network first. Where the
 network's owner is behind NAT and has no relay yet, "fwd invite --relay --at HOST"
 makes a code with which this machine waits for the owner to dial it.
 
-It listens on port 4001, UDP and TCP; open both in the firewall, and UDP 4002, which
-tells machines what their NAT is like. Where the machine itself has only a private
-address, as in most clouds, --announce must tell the public one; a domain name is best,
-since it can move.
+It listens on port 4001, UDP and TCP; open both in the firewall, and 4002, UDP and TCP,
+and UDP 4003, which tell machines what their NAT is like. Where the machine itself has
+only a private address, as in most clouds, --announce must tell the public one; a domain
+name is best, since it can move.
 
 For networks that let nothing out but the web, listen on 443 too: --listen 443 is UDP
 and WebSocket over TLS, --listen 443/wss WebSocket alone. No certificate is needed.`,

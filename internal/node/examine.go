@@ -2,9 +2,14 @@ package node
 
 import (
 	"context"
+	"io"
+	"net"
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/libp2p/go-reuseport"
+	manet "github.com/multiformats/go-multiaddr/net"
 
 	"fwd/internal/punch"
 )
@@ -266,6 +271,49 @@ func (v *natView) askMain(ctx context.Context, at point, extra byte, port uint16
 		}
 	}
 	return netip.AddrPort{}, false
+}
+
+// askTCP asks a relay's second TCP port where it sees our TCP port: another address than its first port sees means that
+// the mapping depends on the destination. IPv4; IPv6 is not translated.
+func (v *natView) askTCP(l *link, r reflected) {
+	at, ok := addrPortOf(l.conn.RemoteMultiaddr())
+	if transportOf(r.addr) != "tcp" || r.tcp == 0 || !ok || !at.Addr().Is4() {
+		return
+	}
+	own, ok := addrPortOf(l.conn.LocalMultiaddr())
+	if !ok {
+		return
+	}
+	ctx, cancel := context.WithTimeout(v.node.ctx, observeWithin)
+	defer cancel()
+	d := net.Dialer{LocalAddr: &net.TCPAddr{Port: int(own.Port())}, Control: reuseport.Control}
+	c, err := d.DialContext(ctx, "tcp4", netip.AddrPortFrom(at.Addr(), r.tcp).String())
+	if err != nil {
+		v.node.log.Debug("the relay's second TCP port does not answer", "relay", at.Addr(), "port", r.tcp, "err", err)
+		return
+	}
+	defer c.Close()
+	defer context.AfterFunc(ctx, func() { c.Close() })()
+	ask := newQuestion(r.token, answerOnly, 0)
+	c.Write(ask.data)
+	answer := make([]byte, reflectedSize)
+	if _, err := io.ReadFull(c, answer); err != nil {
+		return
+	}
+	seen, ok := ask.read(answer)
+	if !ok {
+		return
+	}
+	addr, err := manet.FromNetAddr(net.TCPAddrFromAddrPort(seen))
+	if err != nil {
+		return
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if o, ok := v.seen[l]; ok && o.token == r.token {
+		o.second = addr
+		v.seen[l] = o
+	}
 }
 
 // latest is the port of the newest flow, now: a sequence goes on with every one.

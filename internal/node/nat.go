@@ -45,7 +45,8 @@ type natView struct {
 
 type observation struct {
 	reflected
-	at time.Time
+	at     time.Time
+	second ma.Multiaddr // as the relay's second TCP port sees our port; nil: not known
 }
 
 func newNATView(n *Node) *natView { return &natView{node: n, seen: make(map[*link]observation)} }
@@ -87,8 +88,9 @@ func (v *natView) refresh(ctx context.Context) map[*link]observation {
 			}
 			v.node.log.Debug("seen by a relay", "relay", l.conn.RemoteMultiaddr(), "at", answer.addr)
 			v.mu.Lock()
-			defer v.mu.Unlock()
-			v.seen[l] = observation{answer, now}
+			v.seen[l] = observation{reflected: answer, at: now}
+			v.mu.Unlock()
+			v.node.tasks.start(func() { v.askTCP(l, answer) }) // nobody waits: where that port is closed it takes long
 		})
 	}
 	wg.Wait()
@@ -205,6 +207,11 @@ func quicAddrPort(a ma.Multiaddr) (netip.AddrPort, bool) {
 	if transportOf(a) != "quic-v1" {
 		return netip.AddrPort{}, false
 	}
+	return addrPortOf(a)
+}
+
+// addrPortOf is the IP address and port of one that isIP.
+func addrPortOf(a ma.Multiaddr) (netip.AddrPort, bool) {
 	ap, err := netip.ParseAddrPort(net.JoinHostPort(hostOf(a), portOf(a)))
 	return unmapped(ap), err == nil
 }
@@ -213,6 +220,7 @@ func quicAddrPort(a ma.Multiaddr) (netip.AddrPort, bool) {
 func classify(seen map[*link]observation, local []ma.Multiaddr, transport string) punch.Transport {
 	t := punch.Transport{Kept: true}
 	observers := make(map[string]bool) // by address: what two connections to one relay show proves nothing
+	ports := make(map[string]bool)
 	ours := true
 	var found []observed
 	for l, o := range seen {
@@ -222,6 +230,11 @@ func classify(seen map[*link]observation, local []ma.Multiaddr, transport string
 		found = append(found, observed{o.addr, l.since})
 		observers[hostOf(l.conn.RemoteMultiaddr())] = true
 		ours = ours && ma.Contains(local, o.addr)
+		ports[o.addr[0].Protocol().Name+portOf(o.addr)] = true // per address family: each has a NAT of its own
+		if o.second != nil {
+			ports[o.second[0].Protocol().Name+portOf(o.second)] = true
+			observers[hostOf(l.conn.RemoteMultiaddr())+" by another port"] = true
+		}
 		t.Kept = t.Kept && slices.ContainsFunc(local, func(a ma.Multiaddr) bool { return portOf(a) == portOf(o.addr) && transportOf(a) == transport })
 	}
 	if len(found) == 0 {
@@ -229,13 +242,11 @@ func classify(seen map[*link]observation, local []ma.Multiaddr, transport string
 	}
 	// The newest first: a NAT that was restarted has forgotten what older connections show.
 	slices.SortFunc(found, func(a, b observed) int { return b.since.Compare(a.since) })
-	ports := make(map[string]bool) // per address family: each has a NAT of its own
 	families := make(map[string]bool)
 	for _, o := range found {
 		if !ma.Contains(t.Observed, o.addr) {
 			t.Observed = append(t.Observed, o.addr)
 		}
-		ports[o.addr[0].Protocol().Name+portOf(o.addr)] = true
 		families[o.addr[0].Protocol().Name] = true
 	}
 	switch {

@@ -53,6 +53,7 @@ type reflected struct {
 	port  uint16      // where it reflects by UDP; 0: it does not
 	token [tokenSize]byte
 	other uint16 // one more port that reflects; 0: none
+	tcp   uint16 // where it reflects by TCP; 0: it does not
 }
 
 // observe asks the relay at the other end of c how it sees this very connection.
@@ -74,7 +75,7 @@ func observe(ctx context.Context, c network.Conn) (reflected, error) {
 }
 
 func readReflected(r io.Reader) (out reflected, err error) {
-	in := bufio.NewReader(io.LimitReader(r, maxMultiaddr+3*maxReflected+4*binary.MaxVarintLen64))
+	in := bufio.NewReader(io.LimitReader(r, maxMultiaddr+4*maxReflected+5*binary.MaxVarintLen64))
 	addr, err := readBytes(in, maxMultiaddr)
 	if err != nil {
 		return out, err
@@ -102,8 +103,10 @@ func readReflected(r io.Reader) (out reflected, err error) {
 	if len(permission) == 2+tokenSize {
 		out.port, out.token = binary.BigEndian.Uint16(permission), [tokenSize]byte(permission[2:])
 	}
-	if other, err := readBytes(in, maxReflected); err == nil && len(other) == 2 {
-		out.other = binary.BigEndian.Uint16(other)
+	for _, port := range []*uint16{&out.other, &out.tcp} {
+		if b, err := readBytes(in, maxReflected); err == nil && len(b) == 2 {
+			*port = binary.BigEndian.Uint16(b)
+		}
 	}
 	return out, nil
 }

@@ -1,12 +1,9 @@
 package node
 
 import (
-	"bufio"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"time"
 
@@ -14,7 +11,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
 	madns "github.com/multiformats/go-multiaddr-dns"
-	manet "github.com/multiformats/go-multiaddr/net"
 )
 
 // Sight is how a relay saw one connection that was made to look.
@@ -74,57 +70,17 @@ func lookUntilServed(ctx context.Context, c network.Conn) (Sight, error) {
 	}
 }
 
-// look asks for what a relay says of a connection: the address, a proof that begins with its clock, and
-// the UDP port and token of its reflector; the last two may be missing.
-func look(ctx context.Context, c network.Conn) (s Sight, err error) {
+// look asks for what a relay says of a connection.
+func look(ctx context.Context, c network.Conn) (Sight, error) {
 	began := time.Now()
-	stream, err := openOn(ctx, c, reflectProtocol)
+	r, err := observe(ctx, c)
 	if err != nil {
-		return s, err
+		return Sight{}, err
 	}
-	defer stream.Reset()
-	defer context.AfterFunc(ctx, func() { stream.Reset() })()
-	stream.CloseWrite()
-	in := bufio.NewReader(io.LimitReader(stream, 3*(maxMultiaddr+binary.MaxVarintLen64)))
-	first, err := readField(in)
-	if err != nil {
-		return s, err
-	}
-	s.RTT = time.Since(began)
-	seen, err := ma.NewMultiaddrBytes(first)
-	if err != nil {
-		return s, fmt.Errorf("the address that %s sees: %w", c.RemotePeer(), err)
-	}
-	if ip, err := manet.ToIP(seen); err == nil {
-		if a, ok := netip.AddrFromSlice(ip); ok {
-			port, _ := netip.ParseAddrPort("0.0.0.0:" + portOf(seen))
-			s.Observed = netip.AddrPortFrom(a.Unmap(), port.Port())
-		}
-	}
-	if proof, err := readField(in); err == nil && len(proof) > 8 {
-		s.Clock = time.Unix(int64(binary.BigEndian.Uint64(proof)), 0)
-	}
-	if permit, err := readField(in); err == nil && len(permit) > 2 {
-		if ip, err := manet.ToIP(c.RemoteMultiaddr()); err == nil {
-			if a, ok := netip.AddrFromSlice(ip); ok {
-				s.Reflector = netip.AddrPortFrom(a.Unmap(), binary.BigEndian.Uint16(permit))
-				s.Token = permit[2:]
-			}
-		}
+	s := Sight{RTT: time.Since(began), Clock: r.proof.At}
+	s.Observed, _ = addrPortOf(r.addr)
+	if at, ok := addrPortOf(c.RemoteMultiaddr()); ok && r.port != 0 {
+		s.Reflector, s.Token = netip.AddrPortFrom(at.Addr(), r.port), r.token[:]
 	}
 	return s, nil
-}
-
-// readField reads a uvarint length and that many bytes.
-func readField(in *bufio.Reader) ([]byte, error) {
-	size, err := binary.ReadUvarint(in)
-	if err != nil {
-		return nil, err
-	}
-	if size > maxMultiaddr {
-		return nil, fmt.Errorf("field of %d bytes; at most %d are taken", size, maxMultiaddr)
-	}
-	b := make([]byte, size)
-	_, err = io.ReadFull(in, b)
-	return b, err
 }
