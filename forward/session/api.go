@@ -41,7 +41,8 @@ type Config struct {
 	Hold time.Duration
 	// HoldFor is the same for the sessions of one service that is offered here, if less than Hold. Zero: Hold. May be nil.
 	HoldFor func(service string) time.Duration
-	// Budget bounds the replay rings of all lanes together, in bytes. Zero: DefaultBudget.
+	// Budget bounds the replay rings of all lanes together, in bytes, and four times that what sessions hold that nobody has
+	// read yet. Zero: DefaultBudget.
 	Budget int64
 	// Now is the clock that measures outages. Nil: one that also counts sleep, where the system has it.
 	Now func() time.Time

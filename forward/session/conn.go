@@ -31,6 +31,8 @@ const (
 type Conn struct {
 	lane   *lane
 	st     *yamux.Stream
+	in     io.Reader // st, on the account of unread
+	unread *unread
 	id     sessionID
 	name   string
 	opened time.Time
@@ -56,7 +58,8 @@ func newConn(l *lane, st *yamux.Stream, o *open) *Conn {
 	l.mu.Lock()
 	born := l.attached
 	l.mu.Unlock()
-	c := &Conn{lane: l, st: st, id: o.id, name: o.service, opened: time.Now(), born: born}
+	u := l.gauge.session(st.StreamID())
+	c := &Conn{lane: l, st: st, in: &counted{st, u}, unread: u, id: o.id, name: o.service, opened: time.Now(), born: born}
 	c.answered = l.link.role == exit
 	if l.link.role == entry {
 		c.sum = l.link.e.totals.begin(l.link.peer, c.name, entry)
@@ -85,7 +88,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 func (c *Conn) readLocked(p []byte) (int, error) {
 	if !c.answered {
 		var yes [1]byte
-		if _, err := io.ReadFull(c.st, yes[:]); err != nil {
+		if _, err := io.ReadFull(c.in, yes[:]); err != nil {
 			if err == io.EOF {
 				err = yamux.ErrStreamReset // an exit never ends before it answers
 			}
@@ -97,7 +100,7 @@ func (c *Conn) readLocked(p []byte) (int, error) {
 		}
 		c.answered = true
 	}
-	n, err := c.st.Read(p)
+	n, err := c.in.Read(p)
 	if n > 0 {
 		c.count(&c.received, n)
 		if c.sum != nil {

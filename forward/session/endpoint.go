@@ -38,6 +38,7 @@ type Endpoint struct {
 	cancel   context.CancelFunc
 	incoming chan *Incoming
 	tight    chan struct{} // memory is short
+	full     chan struct{} // too much has come that nobody reads
 	all      sync.WaitGroup
 
 	totals totals
@@ -78,6 +79,7 @@ func New(c Config) *Endpoint {
 		mem:      memory{budget: c.Budget},
 		incoming: make(chan *Incoming),
 		tight:    make(chan struct{}, 1),
+		full:     make(chan struct{}, 1),
 		entries:  map[peer.ID]*link{},
 		exits:    map[peer.ID]*known{},
 	}
@@ -114,6 +116,9 @@ func (e *Endpoint) Serve(ctx context.Context) error {
 		select {
 		case <-e.tight:
 			e.evict()
+			continue
+		case <-e.full:
+			e.shed()
 			continue
 		case <-ctx.Done():
 		}

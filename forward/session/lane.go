@@ -80,12 +80,14 @@ type lane struct {
 	ackTimer *time.Timer // armed: an ACK becomes due
 	armed    bool
 
+	gauge    gauge
 	watching watcher
 }
 
 func newLane(k *link, index uint8) *lane {
 	l := &lane{link: k, index: index, since: k.e.now()}
 	l.ring.mem = &k.e.mem
+	l.gauge.e = k.e
 	l.canWrite.L, l.canRead.L = &l.mu, &l.mu
 	l.watching.kick = make(chan struct{}, 1)
 	l.ackTimer = time.AfterFunc(time.Hour, l.ackTime)
@@ -224,6 +226,7 @@ func (l *lane) Read(p []byte) (int, error) {
 		}
 		n, err := a.fetch(p)
 		if n > 0 && l.commit(a, p[:n]) {
+			l.gauge.pass(p[:n])
 			return n, nil
 		}
 		if err != nil {
@@ -435,6 +438,7 @@ func (l *lane) end(err error, reason byte) {
 		late.Stop()
 	}
 	l.mux.Close()
+	l.gauge.end()
 	l.mu.Lock()
 	l.ring.clear()
 	l.mu.Unlock()

@@ -237,6 +237,7 @@ func (k *link) openOn(ctx context.Context, l *lane, service string) (*Conn, erro
 		}
 		return nil, k.reasonOr(err)
 	}
+	l.gauge.session(st.StreamID()) // before anything can come
 	o := &open{service: service}
 	k.e.fill(o.id[:])
 	// The write waits only if the lane's queue is full.
@@ -244,9 +245,11 @@ func (k *link) openOn(ctx context.Context, l *lane, service string) (*Conn, erro
 	n, err := st.Write(o.append(nil))
 	l.queued.Add(int64(n))
 	if !stop() {
+		l.gauge.forget(st.StreamID())
 		return nil, ctx.Err()
 	}
 	if err != nil {
+		l.gauge.forget(st.StreamID())
 		st.Reset()
 		return nil, k.reasonOr(err)
 	}
@@ -276,8 +279,9 @@ func (k *link) accept(l *lane) {
 func (k *link) greet(l *lane, st *yamux.Stream) {
 	defer k.hold()()
 	st.SetReadDeadline(time.Now().Add(openPatienceExit))
-	o, err := readOpen(st)
+	o, err := readOpen(&counted{st, l.gauge.session(st.StreamID())})
 	if err != nil {
+		l.gauge.forget(st.StreamID())
 		st.Reset()
 		return
 	}
@@ -318,6 +322,7 @@ func (k *link) remove(c *Conn) {
 	}
 	delete(k.conns, c)
 	c.lane.conns.Add(-1)
+	c.lane.gauge.forget(c.st.StreamID())
 	if _, ok := k.bulk[c]; ok {
 		delete(k.bulk, c)
 		c.lane.bulk.Add(-1)

@@ -243,6 +243,11 @@ func (l *lab) close() {
 	l.stop()
 	l.done.Wait()
 	l.dog.Stop()
+	for _, e := range []*Endpoint{l.c, l.e} {
+		if n := e.mem.unread.Load(); n != 0 {
+			l.t.Errorf("in the end %d bytes seem to be unread", n)
+		}
+	}
 }
 
 func (l *lab) authorize(peer.ID) error {

@@ -3,6 +3,7 @@ package session
 import (
 	"hash/crc32"
 	"sync"
+	"sync/atomic"
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -146,6 +147,8 @@ type memory struct {
 	mu      sync.Mutex
 	used    int64 // by rings
 	windows int64 // promised to peers beyond each stream's first window
+
+	unread atomic.Int64 // held by sessions whose applications have not read it yet
 
 	small, large sync.Pool
 }
