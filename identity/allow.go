@@ -79,7 +79,7 @@ func parseWho(s string, r *Roster) (peer.ID, error) {
 	}
 	e, ok := r.ByName(s)
 	if !ok {
-		return "", fmt.Errorf("%w: no machine of that name in network %s", ErrUnknownName, r.Name)
+		return "", fmt.Errorf("%w: network %s has no such machine", ErrUnknownName, r.Name)
 	}
 	return e.Peer, nil
 }

@@ -93,6 +93,7 @@ func (a *app) tell(e daemon.Event) {
 	case e.Event == "progress":
 		a.out.stage(e.Message)
 	case e.Event == "result" && e.Message != "":
+		a.out.dropProgress()
 		a.out.answer("%s", e.Message)
 	}
 }
@@ -112,6 +113,7 @@ func listed[T any](a *app, event string, show func(T)) func(daemon.Event) {
 		case a.out.json:
 			a.out.object(e.Result)
 		default:
+			a.out.dropProgress()
 			var v T
 			if err := json.Unmarshal(e.Result, &v); err != nil {
 				a.out.err = err

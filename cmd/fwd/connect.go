@@ -77,7 +77,8 @@ func (a *app) connect(ctx context.Context, req daemon.ConnectRequest, label stri
 		label += ": "
 	}
 	told := map[string]bool{} // a service for TCP and UDP listens twice
-	return a.hold(ctx, func() any { return req }, func(e daemon.Event) {
+	keep := req.Keep
+	err := a.hold(ctx, func() any { return req }, func(e daemon.Event) {
 		switch {
 		case e.Event == "listening":
 			again := told[e.Local]
@@ -97,6 +98,10 @@ func (a *app) connect(ctx context.Context, req daemon.ConnectRequest, label stri
 			a.tell(e)
 		}
 	})
+	if err == nil && !keep {
+		a.out.story("%sended by another command", label)
+	}
+	return err
 }
 
 func (a *app) listening(e daemon.Event, again, several bool) {

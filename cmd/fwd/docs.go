@@ -29,7 +29,7 @@ func newMan(a *app) *cobra.Command {
 				return nil
 			}
 			if err := os.WriteFile(filepath.Join(args[0], "fwd.1"), []byte(page), 0o644); err != nil {
-				return failed("", "write the manual page: %v", err)
+				return failed("fwd man | man -l -", "write the manual page: %v", err)
 			}
 			return nil
 		},

@@ -31,8 +31,7 @@ The exit status is 0 only when nothing is wrong.`,
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		ok := false
 		show := listed(a, "doctor", func(d daemon.Diagnosis) {
-			a.out.endProgress()
-			for _, line := range diagnosisLines(d) {
+			for _, line := range diagnosisLines(d, a.out.width()) {
 				a.out.answer("%s", line)
 			}
 		})
@@ -62,8 +61,9 @@ var findingNames = map[string]string{
 	"clock": "clock", "port": "port", "udp-buffers": "UDP buffers", "bbr": "BBR", "lifetime": "lifetime",
 }
 
-// diagnosisLines are three columns, a mend below what it mends, and the sum at the end.
-func diagnosisLines(d daemon.Diagnosis) (lines []string) {
+// diagnosisLines are three columns, the last one as wide as the screen lets it be, a mend
+// below what it mends, and the sum at the end.
+func diagnosisLines(d daemon.Diagnosis, screen int) (lines []string) {
 	name := func(f daemon.Finding) string {
 		n := findingNames[f.ID]
 		switch {
@@ -88,9 +88,19 @@ func diagnosisLines(d daemon.Diagnosis) (lines []string) {
 		case daemon.FindingWrong:
 			mark, wrong = "  WRONG", wrong+1
 		}
-		lines = append(lines, fmt.Sprintf("%s  %-*s  %s", mark, width, name(f), f.What))
+		margin := fmt.Sprintf("%*s", width+11, "")
+		for i, line := range wrap(f.What, screen-len(margin)) {
+			if i == 0 {
+				line = fmt.Sprintf("%s  %-*s  %s", mark, width, name(f), line)
+			} else {
+				line = margin + line
+			}
+			lines = append(lines, line)
+		}
 		if f.Mend != "" {
-			lines = append(lines, fmt.Sprintf("%*s  mend: %s", width+9, "", f.Mend))
+			for _, line := range wrap("mend: "+f.Mend, screen-len(margin)) {
+				lines = append(lines, margin+line)
+			}
 		}
 	}
 	sum := "nothing is wrong"
@@ -103,4 +113,27 @@ func diagnosisLines(d daemon.Diagnosis) (lines []string) {
 		sum += ", " + count(hints, "hint")
 	}
 	return append(lines, "", sum)
+}
+
+// minWrap: in fewer columns text is broken by the terminal rather than word by word.
+const minWrap = 40
+
+// wrap breaks text into lines of so many columns.
+func wrap(text string, columns int) []string {
+	if columns < minWrap {
+		return []string{text}
+	}
+	lines := []string{""}
+	for _, word := range strings.Fields(text) {
+		line := &lines[len(lines)-1]
+		switch {
+		case *line == "":
+			*line = word
+		case utf8.RuneCountInString(*line)+1+utf8.RuneCountInString(word) > columns:
+			lines = append(lines, word)
+		default:
+			*line += " " + word
+		}
+	}
+	return lines
 }

@@ -47,7 +47,7 @@ fwd expose unix:/var/run/docker.sock --hold 1h`,
 		}
 		req.Target, req.Hold = target, time.Duration(*hold)
 		told := false
-		return a.hold(cmd.Context(), func() any { return req }, func(e daemon.Event) {
+		err = a.hold(cmd.Context(), func() any { return req }, func(e daemon.Event) {
 			if a.out.json || e.Event != "exposed" {
 				a.tell(e)
 				return
@@ -63,6 +63,10 @@ fwd expose unix:/var/run/docker.sock --hold 1h`,
 			}
 			a.out.answer("%s is exposed: on another machine of this network, fwd connect %s", e.Service, name)
 		})
+		if err == nil && !req.Keep {
+			a.out.story("ended by another command")
+		}
+		return err
 	}
 	return cmd
 }
@@ -93,6 +97,9 @@ func (a *app) endWish(ctx context.Context, request any) error {
 	err := a.askRunning(ctx, request, a.tell)
 	if errors.Is(err, daemon.ErrNoDaemon) {
 		found, forgot := daemon.Forget(a.home, request)
+		if found && forgot == nil {
+			a.out.story("it was kept, and is no longer")
+		}
 		if found || forgot != nil {
 			return forgot
 		}

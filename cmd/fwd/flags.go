@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -26,6 +27,11 @@ func envName(cmd *cobra.Command, flag *pflag.Flag) string {
 // readEnv gives each flag that was not on the command line its variable's value.
 func readEnv(cmd *cobra.Command) (err error) {
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		// An empty word is mostly a variable that was not set: --allow "$WHO" must not
+		// mean everybody.
+		if text := f.Value.String(); f.Changed && err == nil && f.Value.Type() != "DURATION" && (text == "" || text == "[]") {
+			err = usageError(cmd.CommandPath()+" --help", "%s: --%s is empty", cmd.CommandPath(), f.Name)
+		}
 		if f.Changed || err != nil || f.Name == "help" {
 			return
 		}
@@ -39,6 +45,19 @@ func readEnv(cmd *cobra.Command) (err error) {
 		}
 	})
 	return err
+}
+
+// flagMistake says what is wrong with a flag, a number without Go's words for it.
+func flagMistake(err error) string {
+	var invalid *pflag.InvalidValueError
+	if !errors.As(err, &invalid) {
+		return err.Error()
+	}
+	var number *strconv.NumError
+	if errors.As(err, &number) {
+		return fmt.Sprintf("--%s %s: a whole number is wanted", invalid.GetFlag().Name, invalid.GetValue())
+	}
+	return fmt.Sprintf("--%s %s: %v", invalid.GetFlag().Name, invalid.GetValue(), errors.Unwrap(invalid))
 }
 
 // describeEnv hides what cobra adds and is not worth a line.

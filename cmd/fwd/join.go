@@ -87,6 +87,9 @@ func (a *app) joinAsking(ctx context.Context, req daemon.JoinRequest) error {
 func (a *app) join(ctx context.Context, req daemon.JoinRequest) error {
 	return a.ask(ctx, req, func(e daemon.Event) {
 		a.joined(e)
+		if e.Event == "joined" && !a.out.json {
+			a.out.story("next: fwd ls, or fwd expose PORT --name NAME")
+		}
 	})
 }
 
@@ -99,8 +102,10 @@ func (a *app) joined(e daemon.Event) {
 	case e.Event != "joined" || json.Unmarshal(e.Result, &j) != nil:
 		a.tell(e)
 	case j.Again:
+		a.out.dropProgress()
 		a.out.answer("already in %q as %s", j.Network, j.Name)
 	default:
+		a.out.dropProgress()
 		a.out.answer("joined %q as %s", j.Network, j.Name)
 	}
 }
@@ -140,7 +145,7 @@ fwd invite --replace laptop         # it was set up anew and lost its key`,
 			return err
 		}
 		req.Expires, req.For = time.Duration(*expires), time.Duration(*access)
-		if req.Uses < 0 {
+		if cmd.Flags().Changed("uses") && req.Uses < 1 {
 			return usageError(usageLine(cmd)+" --uses 1", "--uses %d: a code is for one machine or more", req.Uses)
 		}
 		return a.ask(cmd.Context(), req, func(e daemon.Event) {

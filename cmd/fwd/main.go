@@ -56,6 +56,7 @@ type app struct {
 
 // newRoot makes the command tree.
 func newRoot(a *app) *cobra.Command {
+	version := false
 	root := &cobra.Command{
 		Use:   "fwd",
 		Short: "forward TCP ports between your own machines, wherever they are",
@@ -71,6 +72,10 @@ fwd connect nas 2222           # on another; then: ssh -p 2222 localhost
 fwd demo                       # all of it on this machine, in ten seconds`,
 		Args: func(cmd *cobra.Command, args []string) error { return unknownCommand(cmd, args) },
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if version {
+				a.out.answer("%s", versionLine())
+				return nil
+			}
 			printHelp(a.out.stderr, cmd)
 			return errHelpShown
 		},
@@ -79,11 +84,12 @@ fwd demo                       # all of it on this machine, in ten seconds`,
 		SilenceUsage:      true,
 	}
 	root.PersistentFlags().Bool("json", false, "print JSON: one object for a listing, one a line for what lasts")
+	root.Flags().BoolVar(&version, "version", false, "print the version, as fwd version does")
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetHelpCommand(newHelp(a))
 	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { printHelp(a.out.stdout, cmd) })
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return usageError(cmd.CommandPath()+" --help", "%s: %v", cmd.CommandPath(), err)
+		return usageError(cmd.CommandPath()+" --help", "%s: %s", cmd.CommandPath(), flagMistake(err))
 	})
 	cobra.EnableCommandSorting = false // they stand in the order in which one meets them
 	root.AddGroup(

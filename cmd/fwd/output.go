@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"text/tabwriter"
+	"unicode/utf8"
 
 	"golang.org/x/term"
 
@@ -125,6 +126,14 @@ func (o *output) endProgress() {
 	o.progress = ""
 }
 
+// dropProgress takes the last stage away: what follows is the end of it.
+func (o *output) dropProgress() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.clearLocked()
+	o.progress = ""
+}
+
 // raw prints part of an answer as it is.
 func (o *output) raw(s string) {
 	o.mu.Lock()
@@ -139,6 +148,15 @@ func (o *output) size() (columns, rows int) {
 		return 80, 24
 	}
 	return columns, rows
+}
+
+// width is how long a line of the answer may be; 0: as long as it is.
+func (o *output) width() int {
+	if !o.answersThere {
+		return 0
+	}
+	columns, _ := o.size()
+	return columns
 }
 
 func (o *output) clearLocked() {
@@ -171,6 +189,20 @@ func (o *output) failure(f *daemon.Failure) {
 
 // oneLine keeps a message that a library broke into lines on one.
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+
+// tableWidth is how wide table makes the rows.
+func tableWidth(rows [][]string) (width int) {
+	columns := make([]int, len(rows[0]))
+	for _, row := range rows {
+		for i, cell := range row {
+			columns[i] = max(columns[i], utf8.RuneCountInString(cell))
+		}
+	}
+	for _, c := range columns {
+		width += c + 2
+	}
+	return width - 2
+}
 
 // table prints rows in columns; the first row is the head.
 func (o *output) table(rows [][]string) {

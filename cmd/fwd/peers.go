@@ -21,11 +21,20 @@ func newPeers(a *app) *cobra.Command {
 				for _, p := range peers {
 					rows = append(rows, []string{p.Name, p.Role, may(p), strings.Join(p.Tags, ","), seen(p, time.Now()), pathWords(p.Path), p.Version, p.Peer})
 				}
+				if w := a.out.width(); w > 0 && tableWidth(rows) > w { // names serve as well
+					for _, row := range rows[1:] {
+						id := &row[len(row)-1]
+						*id = "…" + (*id)[max(0, len(*id)-idTail):]
+					}
+				}
 				a.out.table(rows)
 			})
 		},
 	}
 }
+
+// idTail is how much of a peer ID tells machines apart on a narrow screen; all IDs begin alike.
+const idTail = 6
 
 func may(p daemon.PeerEntry) string {
 	text := strings.Join(p.Caps, ",")

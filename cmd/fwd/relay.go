@@ -75,9 +75,12 @@ fwd relay --listen 4001 --listen 443 --announce vps.example.org`,
 	return cmd
 }
 
-// stderrIs tells the daemon in the foreground where its log would go.
+// stderrIs tells the daemon in the foreground where its log would go. On a terminal its
+// lines come in between, so from now on a stage is a line as well.
 func (a *app) stderrIs(verbose bool) daemon.Stderr {
-	return daemon.Stderr{Terminal: a.out.rewrite, Verbose: verbose, Service: managed()}
+	is := daemon.Stderr{Terminal: a.out.rewrite, Verbose: verbose, Service: managed()}
+	a.out.rewrite = false
+	return is
 }
 
 func (a *app) relay(ctx context.Context, req daemon.RelayRequest) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"runtime"
 	"time"
 
@@ -108,10 +109,14 @@ func newVersion(a *app) *cobra.Command {
 				a.out.object(map[string]string{"version": daemon.Version(), "go": runtime.Version(), "os": runtime.GOOS, "arch": runtime.GOARCH})
 				return nil
 			}
-			a.out.answer("fwd %s %s/%s %s", daemon.Version(), runtime.GOOS, runtime.GOARCH, runtime.Version())
+			a.out.answer("%s", versionLine())
 			return nil
 		},
 	}
+}
+
+func versionLine() string {
+	return fmt.Sprintf("fwd %s %s/%s %s", daemon.Version(), runtime.GOOS, runtime.GOARCH, runtime.Version())
 }
 
 func newCompletion(a *app) *cobra.Command {

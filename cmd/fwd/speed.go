@@ -31,7 +31,6 @@ carries meanwhile is beside it. Members may, guests may not.`,
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		req.Name, req.For = args[0], time.Duration(*span)
 		return list(cmd.Context(), a, req, "speed", func(s daemon.Speed) {
-			a.out.endProgress()
 			a.out.table(speedRows(s))
 		})
 	}

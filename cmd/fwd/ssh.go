@@ -51,6 +51,9 @@ fwd ssh --print-config >> ~/.ssh/config    # then: scp photo.jpg nas.fwd:`,
 				return nil
 			}
 		}
+		if len(args) > 0 && args[0] == "--print-config" {
+			return usageError("fwd ssh --print-config", "fwd ssh --print-config does not take %q", args[1])
+		}
 		at := sshHost(args)
 		if at < 0 {
 			return usageError(usageLine(cmd), "fwd ssh needs a destination, [USER@]NAME")

@@ -111,7 +111,7 @@ func (p painter) status(s *daemon.Status, watched bool) string {
 	p.section(&b, "paths", rows)
 	rows = nil
 	for _, v := range s.Services {
-		rows = append(rows, []cell{{v.Name, strong}, {v.Target, plain}, {"for " + strings.Join(v.Allow, ","), faint},
+		rows = append(rows, []cell{{v.Name, strong}, {v.Target, plain}, {allowText(v.Allow), faint},
 			{count(v.Sessions, "connection"), plain}, {rateWords(v.Rate), good}})
 	}
 	p.section(&b, "services", rows)
@@ -150,6 +150,18 @@ func (p painter) status(s *daemon.Status, watched bool) string {
 	}
 	p.section(&b, "not there yet", rows)
 	return b.String()
+}
+
+// allowText: "for members, tag:ops, not phone".
+func allowText(words []string) string {
+	var list []string
+	for _, w := range words {
+		if who, denied := strings.CutPrefix(w, "!"); denied {
+			w = "not " + who
+		}
+		list = append(list, w)
+	}
+	return "for " + strings.Join(list, ", ")
 }
 
 // sessionService marks the flows of datagrams.

@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"fwd/docs"
 	"fwd/internal/daemon"
 )
 
@@ -54,6 +56,7 @@ FWD_INVITE=$(cat code) fwd up    # the first boot of one among many`,
 }
 
 func (a *app) up(ctx context.Context, req daemon.UpRequest) error {
+	listens := map[string]bool{}
 	err := daemon.Up(ctx, a.home, req, func(e daemon.Event) {
 		switch {
 		case a.out.json:
@@ -65,7 +68,10 @@ func (a *app) up(ctx context.Context, req daemon.UpRequest) error {
 			}
 			a.out.answer("%s is exposed: on another machine of this network, fwd connect %s", e.Service, name)
 		case e.Event == "listening":
-			a.out.answer("listening on %s for %s", e.Local, e.Service)
+			if at := e.Local + " for " + e.Service; !listens[at] { // each try begins with it
+				listens[at] = true
+				a.out.answer("listening on %s", at)
+			}
 		case e.Event == "joined":
 			a.joined(e)
 		case e.Event == "error":
@@ -91,7 +97,13 @@ a mistake changes nothing.`,
 		Annotations: map[string]string{partExits: "8"},
 		Args:        noArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.askRunning(cmd.Context(), daemon.ReloadRequest{}, a.tell)
+			err := a.askRunning(cmd.Context(), daemon.ReloadRequest{}, a.tell)
+			if errors.Is(err, daemon.ErrNoDaemon) {
+				f := *daemon.FailureOf(err)
+				f.Hint = "what fwd.toml says is run by: fwd up"
+				return &f
+			}
+			return err
 		},
 	}
 }
@@ -100,7 +112,7 @@ func newConfig(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "config",
 		GroupID: groupSelf,
-		Short:   "check fwd.toml",
+		Short:   "check fwd.toml, or print one to begin with",
 		Args:    subcommands,
 		RunE:    func(cmd *cobra.Command, args []string) error { return nil },
 	}
@@ -133,6 +145,16 @@ func newConfig(a *app) *cobra.Command {
 				}
 				a.out.answer("%s is right: %s, %s%s", c.Path, count(c.Exposes, "expose"), count(c.Connects, "connect"), socks+relay)
 			}
+			return nil
+		},
+	})
+	cmd.AddCommand(&cobra.Command{
+		Use:     "example",
+		Short:   "print a fwd.toml that shows every key",
+		Example: "fwd config example > fwd.toml    # then edit it: what it shows are examples, not yours",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			a.out.answer("%s", strings.TrimSuffix(docs.Example, "\n"))
 			return nil
 		},
 	})

@@ -86,13 +86,13 @@ func readConfig(path string) (*config, []byte, error) {
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, nil, usage("docs/fwd.toml is an example", "there is no %s", path)
+		return nil, nil, usage("fwd config example > "+path, "there is no %s", path)
 	case err == nil && info.Size() > maxConfig:
 		return nil, nil, usage("", "%s has %d bytes; at most %d are read", path, info.Size(), maxConfig)
 	}
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return nil, nil, usage("", "read the configuration: %v", err)
+		return nil, nil, usage("name a file that this user can read", "read the configuration: %v", err)
 	}
 	c, err := parseConfig(data)
 	if err != nil {

@@ -248,7 +248,6 @@ func (d *Daemon) firstContact(ctx context.Context, f *forwarding, timeout time.D
 		switch {
 		case err == nil, errors.Is(context.Cause(ctx), errClientGone), errors.Is(context.Cause(ctx), errWishEnded):
 		case errors.As(err, &refused):
-			emit(Event{Event: "progress", Message: refused.What})
 			f.end(refused)
 		default:
 			d.log.Info("peer not reached yet", "peer", d.nameOf(f.peer), "err", err)
@@ -369,21 +368,18 @@ func (d *Daemon) disconnect(ctx context.Context, req DisconnectRequest, emit fun
 	if err != nil {
 		return err
 	}
-	if inConfig {
-		emit(Event{Event: "progress", Message: "ended; fwd.toml still has it, so the next reload or start brings it back"})
-	}
 	ended := d.endForward(req.Local)
-	switch {
-	case ended != nil:
+	if ended == nil && !stood {
+		return fail(ExitUnknownName, "unknown-name", "see what is: fwd status", "nothing is connected at %q", req.Local)
+	}
+	if ended != nil {
 		select {
 		case <-ended:
 		case <-ctx.Done():
 		}
-		return nil
-	case stood:
-		return nil
 	}
-	return fail(ExitUnknownName, "unknown-name", "see what is: fwd status", "nothing is connected at %q", req.Local)
+	emit(Event{Event: "result", Message: req.Local + " is no longer connected" + comesBack(inConfig)})
+	return nil
 }
 
 // endForward ends the forward or SOCKS entry that word means; nil: there is none.

@@ -150,10 +150,13 @@ func (d *Daemon) removeService(svc *service) {
 func (d *Daemon) fixWords(ctx context.Context, name string, words []string) ([]string, error) {
 	list, err := d.parseAllow(ctx, words)
 	if err != nil {
-		return nil, usage("machines are listed by: fwd peers", "who may use %s: %v", name, err)
+		return nil, usage(whoHint, "who may use %s: %v", name, err)
 	}
 	return list.Words(), nil
 }
+
+// whoHint names what may stand in a list.
+const whoHint = "a machine as fwd peers lists it, a peer ID, tag:T or members"
 
 // parseAllow reads a list; an unknown name is looked for in the newest roster first.
 func (d *Daemon) parseAllow(ctx context.Context, words []string) (identity.Allow, error) {
@@ -266,9 +269,6 @@ func (d *Daemon) unexpose(ctx context.Context, req UnexposeRequest, emit func(Ev
 	if err != nil {
 		return err
 	}
-	if inConfig {
-		emit(Event{Event: "progress", Message: "ended; fwd.toml still has it, so the next reload or start brings it back"})
-	}
 	d.mu.Lock()
 	services := d.servicesLocked(req.Name)
 	d.mu.Unlock()
@@ -279,9 +279,20 @@ func (d *Daemon) unexpose(ctx context.Context, req UnexposeRequest, emit func(Ev
 		svc.end(errWishEnded)
 	}
 	if req.Release {
-		return d.release(ctx, withoutUDP(req.Name))
+		if err := d.release(ctx, withoutUDP(req.Name)); err != nil {
+			return err
+		}
 	}
+	emit(Event{Event: "result", Message: req.Name + " is no longer exposed" + comesBack(inConfig)})
 	return nil
+}
+
+// comesBack is what to know of a wish of the file's that another command ended.
+func comesBack(inConfig bool) string {
+	if !inConfig {
+		return ""
+	}
+	return "; fwd.toml still has it, so the next reload or start brings it back"
 }
 
 func (d *Daemon) release(ctx context.Context, name string) error {
@@ -312,8 +323,10 @@ func (d *Daemon) allow(ctx context.Context, req AllowRequest, emit func(Event)) 
 		return usage("fwd deny "+req.Service+" "+req.Who[1:], "say whom, and allow or deny")
 	}
 	list, err := d.parseAllow(ctx, []string{req.Who})
-	if err != nil {
-		return fail(ExitUnknownName, "unknown-name", "machines are listed by: fwd peers", "%v", err)
+	if errors.Is(err, identity.ErrUnknownName) {
+		return fail(ExitUnknownName, "unknown-name", "machines are listed by: fwd peers", "no machine %q in the network %q", req.Who, roster.Name)
+	} else if err != nil {
+		return usage(whoHint, "%v", err)
 	}
 	who := list.String() // names are resolved when they are written
 	err = d.state.change(func(s *stateFile) {
@@ -340,7 +353,35 @@ func (d *Daemon) allow(ctx context.Context, req AllowRequest, emit func(Event)) 
 	}
 	d.log.Info("access changed", "service", name, "who", req.Who, "deny", req.Deny)
 	d.enforce()
+	verb := "allows"
+	if req.Deny {
+		verb = "denies"
+	}
+	emit(Event{Event: "result", Service: name, Message: name + " " + verb + " " + req.Who + " now"})
 	return nil
+}
+
+// allowWords are who may use svc, as people say it: its own words and what allow and
+// deny said, machines by name. Under Daemon.mu.
+func (d *Daemon) allowWords(svc *service) []string {
+	list := slices.Clone(svc.words)
+	add := func(mark, who string) {
+		if p, err := peer.Decode(who); err == nil {
+			who = d.nameOf(p)
+		}
+		if !slices.Contains(list, mark+who) {
+			list = append(list, mark+who)
+		}
+	}
+	d.state.get(func(s stateFile) {
+		for _, who := range s.Allowed[svc.name] {
+			add("", who)
+		}
+		for _, who := range s.Denied[svc.name] {
+			add("!", who)
+		}
+	})
+	return list
 }
 
 // serviceHere finds which machine's service is meant: a name exposed or listed

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -239,10 +240,11 @@ func (d *Daemon) joinAt(ctx context.Context, at string, emit func(Event)) error 
 	}
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	for _, r := range s.Relays {
-		if r.Peer == d.self {
-			continue
-		}
+	others := slices.DeleteFunc(slices.Clone(s.Relays), func(r identity.RelayInfo) bool { return r.Peer == d.self })
+	if len(others) == 0 {
+		return usage("for a machine that is in no network yet: fwd join", "--at tells where a relay is now, and %q has no other relay than this machine", s.Name)
+	}
+	for _, r := range others {
 		emit(Event{Event: "progress", Message: "asking for " + d.nameOf(r.Peer) + " at " + at})
 		if err = d.node.ConnectStranger(ctx, peer.AddrInfo{ID: r.Peer, Addrs: addrs}); err != nil {
 			continue

@@ -77,6 +77,12 @@ func (c *connecting) wait() {
 func (d *Daemon) connectLocal(ctx context.Context, f *forwarding, local forward.Local, req ConnectRequest, emit func(Event)) error {
 	c := &connecting{d: d, ctx: ctx, f: f, local: local, emit: emit}
 	o := d.askOffer(ctx, f)
+	if o.known && o.none() { // then nothing should listen here, if that is still so
+		var refused *Failure
+		if _, err := d.checkService(ctx, f, local); errors.As(err, &refused) {
+			return refused
+		}
+	}
 	if !o.known || o.none() {
 		o = d.kindsRemembered(f.word)
 	}

@@ -200,7 +200,7 @@ func metricsAddr(word string) (string, error) {
 		host = "127.0.0.1"
 	}
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 && port != "0" {
-		return "", fmt.Errorf("metrics address %q: is PORT (on loopback) or ADDR:PORT", word)
+		return "", fmt.Errorf("metrics address %q is neither PORT, of loopback, nor ADDR:PORT", word)
 	}
 	return net.JoinHostPort(host, port), nil
 }
@@ -212,7 +212,7 @@ func listenMetrics(word string) (net.Listener, error) {
 	}
 	addr, err := metricsAddr(word)
 	if err != nil {
-		return nil, usage("fwd up --metrics 9464", "%v", err)
+		return nil, usage("--metrics 9464", "%v", err)
 	}
 	l, err := net.Listen("tcp", addr)
 	if err != nil {

@@ -327,12 +327,13 @@ func (d *Daemon) leaveNetwork(ctx context.Context, req LeaveRequest, emit func(E
 		return usage("keep the key first: fwd owner export, or hand over: fwd owner move PEER",
 			"this machine owns %q, and %d others depend on its key", s.Name, len(s.Entries)-1)
 	}
-	if s != nil && s.Owner != d.self {
+	told := ""
+	if s != nil && s.Owner != d.self && d.belongs() == nil {
 		// The owner takes us off the roster; where it is away we go all the same.
 		ctx, cancel := context.WithTimeout(ctx, claimWait)
 		defer cancel()
 		if err := d.ask(ctx, s.Owner, "leave", LeaveRequest{}, func(Event) {}); err != nil {
-			emit(Event{Event: "progress", Message: "the owner was not reached; ask it for: fwd revoke " + d.nameOf(d.self)})
+			told = "; the owner was not reached, ask it for: fwd revoke " + d.nameOf(d.self)
 		}
 	}
 	if err := d.leave(req.Purge); err != nil {
@@ -349,6 +350,9 @@ func (d *Daemon) leaveNetwork(ctx context.Context, req LeaveRequest, emit func(E
 		svc.end(errWishEnded)
 	}
 	d.mu.Unlock()
+	if s != nil {
+		emit(Event{Event: "result", Message: fmt.Sprintf("this machine has left %q", s.Name) + told})
+	}
 	if req.Purge {
 		d.finish(errStopped) // the identity it runs with is gone
 	}

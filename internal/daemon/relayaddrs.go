@@ -76,7 +76,7 @@ func listenAddrs(word string) ([]ma.Multiaddr, error) {
 		host, port = "", address
 	}
 	if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
-		return nil, usage(listenWords, "--listen %s: no port", word)
+		return nil, usage(listenWords, "--listen %s: %q is no port", word, port)
 	}
 	ends := transportsOf(port, kind)
 	if ends == nil || given && kind == "" {

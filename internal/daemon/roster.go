@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -120,11 +121,16 @@ func (d *Daemon) rosterCall(ctx context.Context, p peer.ID, mine rosterHello) (r
 // gone: p has a roster that we are not on. Only p's own word ends what we have
 // with p: a hostile relay must not be able to end sessions with others.
 func (d *Daemon) gone(p peer.ID) {
-	d.log.Warn("this machine is not on the roster any more", "says", d.nameOf(p))
-	d.cut(func(q peer.ID, _, _ string, _ bool) bool { return p == q }, errRevoked)
 	d.mu.Lock()
+	news := !d.doubted
 	d.doubted = true
 	d.mu.Unlock()
+	level := slog.LevelDebug // it is said at every meeting, each few seconds
+	if news {
+		level = slog.LevelWarn
+	}
+	d.log.Log(context.Background(), level, "this machine is not on the roster any more", "says", d.nameOf(p))
+	d.cut(func(q peer.ID, _, _ string, _ bool) bool { return p == q }, errRevoked)
 	if s := d.book.Current(); s == nil || p != s.Owner {
 		return
 	}

@@ -43,6 +43,11 @@ func (d *Daemon) status() Status {
 		s.Name = e.Name
 		s.Network = &NetworkStatus{ID: string(roster.Network), Name: roster.Name, Epoch: roster.Epoch, Term: roster.Term, Role: roster.Role(d.self)}
 	}
+	d.mu.Lock()
+	if d.expelled {
+		s.Warnings = append(s.Warnings, errExpelled.What+": "+errExpelled.Hint)
+	}
+	d.mu.Unlock()
 	nat := d.node.NAT()
 	s.NAT = NATStatus{Reachability: nat.Reachability, UDP: nat.UDP, TCP: nat.TCP, Filtering: nat.Filtering,
 		Ports: nat.Ports, DoubleNAT: nat.DoubleNAT, IPv6: nat.IPv6, PortMapping: nat.PortMapping, PublicAddrs: words(nat.Public)}
@@ -74,7 +79,7 @@ func (d *Daemon) status() Status {
 	s.Sessions = append(s.Sessions, flows...)
 	d.mu.Lock()
 	for _, svc := range d.services {
-		s.Services = append(s.Services, ServiceStatus{Name: svc.name, Target: svc.target.String(), Allow: svc.words,
+		s.Services = append(s.Services, ServiceStatus{Name: svc.name, Target: svc.target.String(), Allow: d.allowWords(svc),
 			Sessions: sessionsOf["exit"+svc.key()], From: svc.from, Rate: d.traffic.rate("", svc.key(), "exit")})
 	}
 	forwards := make([]*forwarding, 0, len(d.forwards))
