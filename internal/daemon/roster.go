@@ -121,22 +121,20 @@ func (d *Daemon) rosterCall(ctx context.Context, p peer.ID, mine rosterHello) (r
 // gone: p has a roster that we are not on. Only p's own word ends what we have
 // with p: a hostile relay must not be able to end sessions with others.
 func (d *Daemon) gone(p peer.ID) {
+	d.cut(func(q peer.ID, _, _ string, _ bool) bool { return p == q }, errRevoked)
+	s := d.book.Current()
 	d.mu.Lock()
-	news := !d.doubted
-	d.doubted = true
-	d.mu.Unlock()
+	defer d.mu.Unlock()
 	level := slog.LevelDebug // it is said at every meeting, each few seconds
-	if news {
+	if !d.doubted {
 		level = slog.LevelWarn
 	}
 	d.log.Log(context.Background(), level, "this machine is not on the roster any more", "says", d.nameOf(p))
-	d.cut(func(q peer.ID, _, _ string, _ bool) bool { return p == q }, errRevoked)
-	if s := d.book.Current(); s == nil || p != s.Owner {
+	d.doubted = true
+	if s == nil || p != s.Owner {
 		return
 	}
 	// The owner's word is final: what is wished here has no hope.
-	d.mu.Lock()
-	defer d.mu.Unlock()
 	d.expelled = true
 	for f := range d.forwards {
 		f.end(errExpelled)
