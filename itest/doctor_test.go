@@ -195,3 +195,24 @@ func TestStatusAndDoctorTellThatTheRouterMapsPorts(t *testing.T) {
 		}
 	}
 }
+
+func TestDoctorKnowsALoginPageAndAClosedSecondPort(t *testing.T) {
+	t.Parallel()
+	l := lab.New(t)
+	relay := fwdtest.New(t, l.Public("relay", "7.0.0.10", lab.Firewall("udp/4001", "tcp/4001")))
+	relay.Start("relay", "--as", "relay").Wait("invite")
+	cafe := l.Home("cafe", lab.PortRestricted)
+	p := fwdtest.New(t, cafe.Host("laptop"))
+	p.Join(relay.Invite(), "laptop")
+	d := examine(t, p)
+	if f := d.find("relay-second", "relay"); f.Level != "hint" || !strings.Contains(f.What, "UDP 4002") || !strings.Contains(f.Mend, "open 4002, UDP and TCP, and UDP 4003") {
+		t.Errorf("%+v", f)
+	}
+	if f := d.find("portal", ""); f.What != "" {
+		t.Errorf("before there is one: %+v", f)
+	}
+	cafe.Portal("http://login.cafe.example/")
+	if f := examine(t, p).find("portal", ""); f.Level != "wrong" || !strings.Contains(f.What, "login.cafe.example") || !strings.Contains(f.Mend, "http://7.0.0.10/") {
+		t.Errorf("%+v", f)
+	}
+}

@@ -56,7 +56,8 @@ var errUnwell = errors.New("something is wrong")
 
 // findingNames are the checks' names for a person.
 var findingNames = map[string]string{
-	"network": "network", "relay-udp": "UDP", "relay-tcp": "TCP", "relay-wss": "WebSocket", "dns": "name", "proxy": "proxy",
+	"network": "network", "relay-udp": "UDP", "relay-tcp": "TCP", "relay-wss": "WebSocket",
+	"relay-second": "second port", "portal": "login", "dns": "name", "proxy": "proxy",
 	"nat": "NAT", "port-mapping": "port mapping", "double-nat": "double NAT", "ipv6": "IPv6", "firewall": "firewall", "vpn": "tunnel",
 	"clock": "clock", "port": "port", "udp-buffers": "UDP buffers", "bbr": "BBR", "lifetime": "lifetime",
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"net/url"
 	"os"
@@ -73,6 +74,7 @@ func (d *Daemon) doctor(ctx context.Context, req DoctorRequest, emit func(Event)
 		m.Mapped = d.mappedAddrs(nat.Public)
 	}
 	m.Gateway = gatewayTowards(m.Relays)
+	m.Fetch = fetchPast
 	m.Proxy, m.NoProxy = proxyWords(os.Getenv)
 	return emitResult(emit, "doctor", doctor.Examine(ctx, m))
 }
@@ -169,6 +171,25 @@ func splitAddr(a ma.Multiaddr) (transport, host string, port uint16, ok bool) {
 	}
 	n, err := strconv.ParseUint(a[1].Value(), 10, 16)
 	return transport, a[0].Value(), uint16(n), err == nil
+}
+
+// fetchPast asks http://host/ as a browser would that knows of no proxy, and does not go where it is sent.
+func fetchPast(ctx context.Context, host string) (status int, location string, err error) {
+	if ip, err := netip.ParseAddr(host); err == nil && ip.Is6() {
+		host = "[" + host + "]"
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+host+"/", nil)
+	if err != nil {
+		return 0, "", err
+	}
+	past := &http.Transport{DisableKeepAlives: true}
+	defer past.CloseIdleConnections()
+	answer, err := past.RoundTrip(r) // which follows nothing
+	if err != nil {
+		return 0, "", err
+	}
+	defer answer.Body.Close()
+	return answer.StatusCode, answer.Header.Get("Location"), nil
 }
 
 // interfaces are those that are up, loopback aside.

@@ -90,6 +90,10 @@ type Machine struct {
 	// DoubleNAT: the router that maps ports is itself behind another one, as far as the node knows.
 	DoubleNAT bool
 
+	// Fetch asks http://host/ past any proxy, follows nothing, and returns the status and where it is sent on to; nil:
+	// captive portals are not looked for.
+	Fetch func(ctx context.Context, host string) (status int, location string, err error)
+
 	Proxy   string // HTTPS_PROXY's, as it would be used; "": none
 	NoProxy string // what is wrong with it; "": nothing
 
@@ -115,6 +119,9 @@ const (
 	probeWithin = 8 * time.Second
 	// lookupWithin is how long a name may take.
 	lookupWithin = 5 * time.Second
+	// knockWithin is how long an IPv6 connection may take, fetchWithin an answer in the place of a relay.
+	knockWithin = 2 * time.Second
+	fetchWithin = 4 * time.Second
 )
 
 // Examine does all checks; it returns early, with what there is, when ctx ends.
@@ -129,10 +136,12 @@ func Examine(ctx context.Context, m Machine) Report {
 	nat := e.measure(ctx, probes)
 	wg.Wait()
 	router = e.router(nat)
+	portal := e.portal(ctx, probes)
 
 	var checks []Check
 	checks = append(checks, e.network()...)
 	checks = append(checks, e.relays(probes, nat)...)
+	checks = append(checks, portal...)
 	checks = append(checks, named...)
 	checks = append(checks, e.proxy(probes)...)
 	checks = append(checks, e.nat(nat)...)
@@ -153,6 +162,9 @@ func Examine(ctx context.Context, m Machine) Report {
 type examination struct {
 	m       Machine
 	gateway gateway
+	named   map[string][]netip.Addr // relays' names; set by names
+	six     []netip.AddrPort        // addresses of those by IPv6; names knocks at them
+	open6   bool                    // one of them opened
 }
 
 func (e *examination) progress(s string) {

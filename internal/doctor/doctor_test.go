@@ -105,6 +105,29 @@ func TestEachTroubleIsNamedWithItsMend(t *testing.T) {
 			m.Mapped = []netip.AddrPort{netip.MustParseAddrPort("7.0.0.99:20000")}
 		}, "double-nat", Hint, "the relays see 7.0.0.9", "bridge"},
 		{"no IPv6", func(*Machine) {}, "ipv6", Hint, "none here", "provider"},
+		{"a login page in the relay's place", func(m *Machine) {
+			m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{}, silent }
+			m.Fetch = func(context.Context, string) (int, string, error) { return 302, "http://login.cafe.example/", nil }
+		}, "portal", Wrong, "leads to login.cafe.example", "open http://vps.example.org/ in a browser"},
+		{"the relay's own web server where its fwd is down", func(m *Machine) {
+			m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{}, silent }
+			m.Fetch = func(context.Context, string) (int, string, error) { return 301, "https://vps.example.org/", nil }
+		}, "portal", "", "", ""},
+		{"a login page once it is passed", func(m *Machine) {
+			m.Fetch = func(context.Context, string) (int, string, error) { return 511, "", nil }
+		}, "portal", "", "", ""},
+		{"translated IPv6", func(m *Machine) {
+			m.Interfaces = []Interface{{Name: "eth0", Addrs: []netip.Addr{netip.MustParseAddr("fd00::1")}}}
+			m.Probe = func(context.Context, Relay, Addr) (Seen, error) {
+				return Seen{Observed: netip.MustParseAddrPort("[2a00::9]:20000"), Clock: noon}, nil
+			}
+		}, "ipv6", Hint, "works, but translated: the relays see 2a00::9", "turn off NAT"},
+		{"IPv6 by name, as a relay sees it", func(m *Machine) {
+			m.Interfaces = []Interface{{Name: "eth0", Addrs: []netip.Addr{netip.MustParseAddr("2a00::8"), netip.MustParseAddr("2a00::9")}}}
+			m.Probe = func(context.Context, Relay, Addr) (Seen, error) {
+				return Seen{Observed: netip.MustParseAddrPort("[2a00::9]:20000"), Clock: noon}, nil
+			}
+		}, "ipv6", OK, "works, as 2a00::9", ""},
 		{"IPv6 that nobody tried", func(m *Machine) {
 			m.Interfaces = []Interface{{Name: "eth0", Addrs: []netip.Addr{netip.MustParseAddr("2a00::1")}}}
 		}, "ipv6", OK, "2a00::1", ""},

@@ -93,28 +93,35 @@ func (e *examination) congestion() []Check {
 // ipv6 says whether it is there and of use.
 func (e *examination) ipv6(probes []*probe) []Check {
 	c := Check{ID: "ipv6", Level: OK}
-	var global []netip.Addr
-	for _, i := range e.m.Interfaces {
-		for _, a := range i.Addrs {
-			if a.Is6() && a.IsGlobalUnicast() && !a.IsPrivate() {
-				global = append(global, a)
-			}
-		}
+	global := global6(e.m)
+	tried, reached := len(e.six), 0
+	if e.open6 {
+		reached++
 	}
-	tried, reached := 0, 0
+	var seen netip.Addr // where a relay sees us by IPv6
 	for _, p := range probes {
-		if a, err := netip.ParseAddr(p.addr.Host); err == nil && a.Is6() {
+		literal, err := netip.ParseAddr(p.addr.Host)
+		if err == nil && literal.Is6() {
 			tried++
-			if p.err == nil {
-				reached++
-			}
+		}
+		at := p.seen.Observed.Addr().Unmap()
+		if p.err == nil && (at.Is6() || err == nil && literal.Is6()) {
+			reached++
+		}
+		if p.err == nil && at.Is6() {
+			seen = at
 		}
 	}
 	switch {
-	case len(global) == 0:
+	case len(global) == 0 && !seen.IsValid():
 		c.Level, c.What, c.Mend = Hint, "none here; with it on both sides, no NAT is in the way", "turn it on in the router, or ask the provider"
 	case tried > 0 && reached == 0:
 		c.Level, c.What, c.Mend = Hint, "this machine has "+global[0].String()+", but no relay is reached by IPv6", "check IPv6 in the router here, and on the relay"
+	case reached > 0 && seen.IsValid() && !slices.Contains(global, seen):
+		c.Level, c.What = Hint, "works, but translated: the relays see "+seen.String()+", which is no address of this machine"
+		c.Mend = "turn off NAT for IPv6 in the router here: without it no NAT is in the way"
+	case reached > 0 && seen.IsValid():
+		c.What = "works, as " + seen.String()
 	case reached > 0:
 		c.What = "works, as " + global[0].String()
 	default:
@@ -122,6 +129,20 @@ func (e *examination) ipv6(probes []*probe) []Check {
 	}
 	return []Check{c}
 }
+
+// global6 are the machine's IPv6 addresses that the internet could know.
+func global6(m Machine) (global []netip.Addr) {
+	for _, i := range m.Interfaces {
+		for _, a := range i.Addrs {
+			if a.Is6() && a.IsGlobalUnicast() && !a.IsPrivate() {
+				global = append(global, a)
+			}
+		}
+	}
+	return global
+}
+
+func hasIPv6(m Machine) bool { return len(global6(m)) > 0 }
 
 // firewall speaks up only where packets from outside were seen not to come in, and no NAT is why.
 func (e *examination) firewall(n NAT) []Check {

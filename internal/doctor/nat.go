@@ -37,6 +37,8 @@ type NAT struct {
 	ports []uint16 // of that socket, as different relays see it
 	fresh []uint16 // of further sockets, in order
 	keeps bool     // one of those kept its port
+
+	silent []netip.AddrPort // reflectors that did not answer
 }
 
 const (

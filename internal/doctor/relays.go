@@ -1,11 +1,14 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -69,6 +72,12 @@ func (e *examination) relays(probes []*probe, nat NAT) (checks []Check) {
 					c.Mend = "try again in a minute; else see on " + r.Name + ": fwd status, fwd peers"
 				}
 				checks = append(checks, c)
+				if at := got.best.seen.Reflector; t.kind == "udp" && slices.Contains(nat.silent, at) {
+					port := strconv.Itoa(int(at.Port()))
+					checks = append(checks, Check{ID: "relay-second", Of: r.Name, Level: Hint,
+						What: "no answer at UDP " + port + ", by which it is learnt what the NAT here is like",
+						Mend: "open " + port + ", UDP and TCP, and UDP " + strconv.Itoa(int(at.Port())+1) + " in the firewall of " + r.Name + " and its provider's"})
+				}
 				continue
 			}
 			slices.Sort(got.at)
@@ -139,8 +148,45 @@ func millis(d time.Duration) string {
 	}
 }
 
-// names looks the relays' names up.
+// names looks the relays' names up, and tries those that have IPv6 by it: who connects by name is content with the
+// first address that answers.
 func (e *examination) names(ctx context.Context) []Check {
+	checks := e.lookup(ctx)
+	for _, r := range e.m.Relays {
+		for _, a := range r.Addrs {
+			for _, ip := range e.named[a.Host] {
+				if at := netip.AddrPortFrom(ip, a.Port); wire(a.Transport) == "tcp" && ip.Is6() && !slices.Contains(e.six, at) {
+					e.six = append(e.six, at)
+				}
+			}
+		}
+	}
+	e.open6 = len(e.six) > 0 && hasIPv6(e.m) && knock(ctx, e.six)
+	return checks
+}
+
+// knock says whether a TCP connection to one of them comes about.
+func knock(ctx context.Context, at []netip.AddrPort) bool {
+	ctx, cancel := context.WithTimeout(ctx, knockWithin)
+	defer cancel()
+	opened := make(chan bool, len(at))
+	for _, a := range at {
+		go func() { // ends with ctx
+			c, err := new(net.Dialer).DialContext(ctx, "tcp6", a.String())
+			if err == nil {
+				c.Close()
+			}
+			opened <- err == nil
+		}()
+	}
+	any := false
+	for range at {
+		any = <-opened || any
+	}
+	return any
+}
+
+func (e *examination) lookup(ctx context.Context) []Check {
 	ctx, cancel := context.WithTimeout(ctx, lookupWithin)
 	defer cancel()
 	var hosts []string
@@ -152,6 +198,8 @@ func (e *examination) names(ctx context.Context) []Check {
 		}
 	}
 	checks := make([]Check, len(hosts))
+	e.named = make(map[string][]netip.Addr)
+	var mu sync.Mutex
 	var wg sync.WaitGroup
 	for i, h := range hosts {
 		wg.Go(func() {
@@ -160,6 +208,9 @@ func (e *examination) names(ctx context.Context) []Check {
 			var words []string
 			for _, a := range addrs {
 				words = append(words, a.Unmap().String())
+				mu.Lock()
+				e.named[h] = append(e.named[h], a.Unmap())
+				mu.Unlock()
 			}
 			c.What = strings.Join(words, ", ")
 			if err != nil || len(addrs) == 0 {
@@ -171,6 +222,46 @@ func (e *examination) names(ctx context.Context) []Check {
 	}
 	wg.Wait()
 	return checks
+}
+
+// portal looks for a network that wants a login first, where no relay is reached: something that is not the relay
+// answers in its place and sends the browser elsewhere, or says so outright (RFC 6585 §6).
+func (e *examination) portal(ctx context.Context, probes []*probe) []Check {
+	if e.m.Fetch == nil || len(probes) == 0 || slices.ContainsFunc(probes, func(p *probe) bool { return p.err == nil }) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, fetchWithin)
+	defer cancel()
+	var hosts []string
+	for _, p := range probes {
+		if !slices.Contains(hosts, p.addr.Host) && len(hosts) < 3 {
+			hosts = append(hosts, p.addr.Host)
+		}
+	}
+	found := make(chan string, len(hosts))
+	for _, h := range hosts {
+		go func() { // ends with ctx
+			status, location, err := e.m.Fetch(ctx, h)
+			to, bad := url.Parse(location)
+			switch {
+			case err == nil && status == http.StatusNetworkAuthenticationRequired:
+				found <- "it says so, in the place of " + h
+			case err == nil && status/100 == 3 && bad == nil && to.Hostname() != "" && to.Hostname() != h:
+				found <- "something answers in the place of " + h + " and leads to " + to.Hostname()
+			default:
+				found <- ""
+			}
+		}()
+	}
+	said := ""
+	for range hosts {
+		said = cmp.Or(<-found, said)
+	}
+	if said == "" {
+		return nil
+	}
+	return []Check{{ID: "portal", Level: Wrong, What: "this network seems to want a login first (captive portal): " + said,
+		Mend: "open http://" + hosts[0] + "/ in a browser here and log in, then: fwd doctor"}}
 }
 
 // proxy says whether the environment's proxy is of use.

@@ -220,6 +220,7 @@ func (n *NAT) measureMapping(ctx context.Context, list []reflector) {
 	for _, r := range list {
 		a, ok := s.ask(ctx, r, 0, 0)
 		if !ok {
+			n.silent = append(n.silent, r.at)
 			continue
 		}
 		n.ports = append(n.ports, a.seen.Port())
