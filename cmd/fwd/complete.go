@@ -17,6 +17,13 @@ import (
 const completeWait = time.Second
 
 func (a *app) names() (n daemon.Names) {
+	if a.network != "" { // nothing is run before a completion
+		home, found, err := daemon.FindNetwork(a.first, a.network)
+		if err != nil || !found {
+			return n
+		}
+		a.home = home
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), completeWait)
 	defer cancel()
 	c, err := daemon.Dial(ctx, a.home)
@@ -72,8 +79,23 @@ func (a *app) completeFlag(cmd *cobra.Command, flag string, of func(daemon.Names
 	})
 }
 
+// networkNames complete -n.
+func (a *app) networkNames(*cobra.Command, []string, string) (names []string, _ cobra.ShellCompDirective) {
+	networks, err := daemon.Networks(context.Background(), a.first)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	for _, n := range networks {
+		if n.Name != "" {
+			names = append(names, n.Name)
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
 // addCompletions gives each command's words the names that live in the network.
 func addCompletions(a *app, root *cobra.Command) {
+	root.RegisterFlagCompletionFunc("network", a.networkNames)
 	for name, each := range map[string][]func(daemon.Names) []string{
 		"connect":    {services, nil},
 		"unexpose":   {exposed},

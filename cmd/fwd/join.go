@@ -24,13 +24,17 @@ func newJoin(a *app) *cobra.Command {
 printed. Without INVITE it is read from --file, FWD_INVITE or standard input, or asked
 for; an invite on the command line works too, but stays in the shell's history.
 
-On a machine that already belongs to that network this does nothing and succeeds.`,
+On a machine that already belongs to that network this does nothing and succeeds. One
+that belongs to another one is in both afterwards: "fwd networks" lists them, and -n
+chooses. A network that only this machine was ever in is replaced.`,
 		Example: `fwd join
 ssh vps fwd invite | fwd join --as laptop
+fwd join -n work                    # one more network, called so on this machine
 fwd join --at 203.0.113.20:4001     # the relay has moved`,
 		Annotations: map[string]string{
 			partArgs:  "INVITE\tfwd1…",
 			partEnv:   "FWD_INVITE\tthe invite",
+			mayBeNew:  "yes",
 			partExits: "4 6",
 		},
 		Args: words(0, 1),
@@ -84,13 +88,57 @@ func (a *app) joinAsking(ctx context.Context, req daemon.JoinRequest) error {
 	return a.join(ctx, req)
 }
 
+// join redeems an invite where its network is already, else in the home that is meant;
+// where that is in another network, as a further one.
 func (a *app) join(ctx context.Context, req daemon.JoinRequest) error {
+	here := *a
+	if a.network == "" {
+		here.home = daemon.HomeFor(a.first, req.Invite)
+	}
+	var j daemon.Joined
+	err := here.joinHere(ctx, req, &j)
+	if err == nil {
+		a.tellJoined(j, here.home)
+		return nil
+	}
+	if a.network == "" && daemon.FailureOf(err).Code == daemon.CodeElsewhere {
+		return a.joinFurther(ctx, req)
+	}
+	return err
+}
+
+func (a *app) joinHere(ctx context.Context, req daemon.JoinRequest, j *daemon.Joined) error {
 	return a.ask(ctx, req, func(e daemon.Event) {
-		a.joined(e)
-		if e.Event == "joined" && !a.out.json {
-			a.out.story("next: fwd ls, or fwd expose PORT --name NAME")
+		if e.Event != "joined" {
+			a.tell(e)
+		} else if err := json.Unmarshal(e.Result, j); err != nil {
+			a.out.err = err
 		}
 	})
+}
+
+// tellJoined prints that this machine is on the network.
+func (a *app) tellJoined(j daemon.Joined, home daemon.Home) {
+	j.Use = home.Network
+	if a.out.json {
+		a.out.object(j)
+		return
+	}
+	a.sayJoined(j)
+	if j.Use != "" {
+		a.out.story("next, with -n for this network: fwd -n %s ls", j.Use)
+	} else {
+		a.out.story("next: fwd ls, or fwd expose PORT --name NAME")
+	}
+}
+
+func (a *app) sayJoined(j daemon.Joined) {
+	a.out.dropProgress()
+	if j.Again {
+		a.out.answer("already in %q as %s", j.Network, j.Name)
+	} else {
+		a.out.answer("joined %q as %s", j.Network, j.Name)
+	}
 }
 
 // joined prints that this machine is on the network.
@@ -101,12 +149,8 @@ func (a *app) joined(e daemon.Event) {
 		a.out.object(e.Result)
 	case e.Event != "joined" || json.Unmarshal(e.Result, &j) != nil:
 		a.tell(e)
-	case j.Again:
-		a.out.dropProgress()
-		a.out.answer("already in %q as %s", j.Network, j.Name)
 	default:
-		a.out.dropProgress()
-		a.out.answer("joined %q as %s", j.Network, j.Name)
+		a.sayJoined(j)
 	}
 }
 

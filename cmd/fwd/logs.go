@@ -25,7 +25,7 @@ func newLogs(a *app) *cobra.Command {
 		Long: `Show the last lines of the daemon's log: its file in the state folder or, where the
 service of this home is systemd's, the journal. A daemon in the foreground writes there
 too if it has a terminal; else its log is its stderr.`,
-		Example: "fwd logs -f\nfwd logs -n 1000 | grep WARN",
+		Example: "fwd logs -f\nfwd logs --lines 1000 | grep WARN",
 		Args:    noArgs,
 	}
 	logFlags(cmd, &follow, &lines)
@@ -33,7 +33,7 @@ too if it has a terminal; else its log is its stderr.`,
 		if lines < 0 {
 			return usageError(usageLine(cmd), "--lines %d: less than none", lines)
 		}
-		if a.home == daemon.UserHome() || a.home.System {
+		if a.home == daemon.UserHome() || a.home == daemon.UserHome().In(a.home.Network) || a.home.System {
 			return a.serviceLogs(cmd.Context(), a.home.System, lines, follow)
 		}
 		return a.tail(cmd.Context(), a.home.Log(), lines, follow)
@@ -43,7 +43,7 @@ too if it has a terminal; else its log is its stderr.`,
 
 func logFlags(cmd *cobra.Command, follow *bool, lines *int) {
 	cmd.Flags().BoolVarP(follow, "follow", "f", false, "go on with what it writes from now on")
-	cmd.Flags().IntVarP(lines, "lines", "n", 100, "the last `N` lines; default 100")
+	cmd.Flags().IntVar(lines, "lines", 100, "the last `N` lines; default 100")
 }
 
 // serviceLogs shows systemd's journal where it has the service, else the home's file.

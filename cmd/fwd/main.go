@@ -38,7 +38,8 @@ func main() {
 
 // run is fwd with these words; it returns the exit status.
 func run(ctx context.Context, args []string, stdin *os.File, stdout, stderr *os.File) int {
-	a := &app{home: daemon.FindHome(), stdin: stdin, out: newOutput(stdout, stderr)}
+	home := daemon.FindHome()
+	a := &app{home: home, first: home, stdin: stdin, out: newOutput(stdout, stderr)}
 	// Before the flags are read, since they may be what is wrong.
 	a.out.json = slices.Contains(args, "--json") || os.Getenv("FWD_JSON") != ""
 	root := newRoot(a)
@@ -49,9 +50,12 @@ func run(ctx context.Context, args []string, stdin *os.File, stdout, stderr *os.
 
 // An app is one run of fwd: what all commands share.
 type app struct {
-	home  daemon.Home
+	home  daemon.Home // of the network that is meant
+	first daemon.Home // of the one that is meant without -n
 	stdin *os.File
 	out   *output
+
+	network string // -n
 }
 
 // newRoot makes the command tree.
@@ -79,12 +83,19 @@ fwd demo                       # all of it on this machine, in ten seconds`,
 			printHelp(a.out.stderr, cmd)
 			return errHelpShown
 		},
-		PersistentPreRunE: func(cmd *cobra.Command, args []string) error { return readEnv(cmd) },
-		SilenceErrors:     true,
-		SilenceUsage:      true,
+		PersistentPreRunE: func(cmd *cobra.Command, args []string) error {
+			if err := readEnv(cmd); err != nil {
+				return err
+			}
+			return a.chooseNetwork(cmd)
+		},
+		TraverseChildren: true, // fwd -n work ssh nas: what is behind ssh is its own
+		SilenceErrors:    true,
+		SilenceUsage:     true,
 	}
 	root.PersistentFlags().Bool("json", false, "print JSON: one object for a listing, one a line for what lasts")
 	root.Flags().BoolVar(&version, "version", false, "print the version, as fwd version does")
+	root.PersistentFlags().StringVarP(&a.network, "network", "n", "", "in the network that this machine calls `NAME`, if it is in several")
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetHelpCommand(newHelp(a))
 	root.SetHelpFunc(func(cmd *cobra.Command, _ []string) { printHelp(a.out.stdout, cmd) })
@@ -99,7 +110,7 @@ fwd demo                       # all of it on this machine, in ten seconds`,
 	)
 	root.AddCommand(
 		newExpose(a), newConnect(a), newUnexpose(a), newDisconnect(a), newSocks(a), newSSH(a), newLs(a), newStatus(a), newUI(a), newPing(a), newSpeed(a), newDoctor(a), newAllow(a), newDeny(a),
-		newRelay(a), newJoin(a), newInvite(a), newPeers(a), newRevoke(a), newRename(a), newTrust(a), newOwner(a), newLeave(a),
+		newRelay(a), newJoin(a), newInvite(a), newNetworks(a), newPeers(a), newRevoke(a), newRename(a), newTrust(a), newOwner(a), newLeave(a),
 		newDemo(a), newUp(a), newReload(a), newConfig(a), newService(a), newLogs(a), newDebug(a), newID(a), newStop(a), newVersion(a), newCompletion(a), newMan(a), newDaemon(a),
 	)
 	addCompletions(a, root)
@@ -156,10 +167,11 @@ func newHelp(a *app) *cobra.Command {
 // newDaemon is what the first command starts in the background.
 func newDaemon(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:    "daemon",
-		Short:  "run this home's background daemon",
-		Hidden: true,
-		Args:   noArgs,
+		Use:         "daemon",
+		Short:       "run this home's background daemon",
+		Hidden:      true,
+		Args:        noArgs,
+		Annotations: map[string]string{mayBeNew: "yes"},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			err := daemon.RunBackground(cmd.Context(), a.home)
 			if cmd.Context().Err() != nil {

@@ -5,11 +5,12 @@ package main
 import (
 	"context"
 	"os"
+	"strings"
 )
 
 // managed: systemd (Type=notify) or launchd has started this.
 func managed() bool {
-	return os.Getenv("NOTIFY_SOCKET") != "" || os.Getenv("XPC_SERVICE_NAME") == serviceName
+	return os.Getenv("NOTIFY_SOCKET") != "" || strings.HasPrefix(os.Getenv("XPC_SERVICE_NAME"), serviceName)
 }
 
 // underManager: a service manager here starts a program as a shell would.

@@ -136,6 +136,10 @@ func (s *stage) clear() {
 	}
 	for home := range s.homes {
 		stopDaemon(home)
+		networks, _ := daemon.Networks(context.Background(), daemon.Home{State: home})
+		for _, n := range networks {
+			stopDaemon(n.Home)
+		}
 	}
 	for _, ln := range s.listeners {
 		ln.Close()

@@ -182,7 +182,7 @@ func newServiceUninstall(a *app) *cobra.Command {
 }
 
 func notInstalled(u *unit) error {
-	return &daemon.Failure{Code: "not-installed", Exit: daemon.ExitNoDaemon, Hint: "fwd service install", What: "there is no " + u.kind() + " fwd"}
+	return &daemon.Failure{Code: "not-installed", Exit: daemon.ExitNoDaemon, Hint: "fwd service install", What: "there is no " + u.kind() + " " + u.name()}
 }
 
 // service is the manager's, with the unit that belongs to it.

@@ -47,7 +47,7 @@ fwd ssh --print-config >> ~/.ssh/config    # then: scp photo.jpg nas.fwd:`,
 				printHelp(a.out.stdout, cmd)
 				return nil
 			case "--print-config":
-				a.out.answer("%s", sshConfig(self(), os.Getenv("FWD_HOME")))
+				a.out.answer("%s", sshConfig(self(), os.Getenv("FWD_HOME"), a.home.Network))
 				return nil
 			}
 		}
@@ -62,7 +62,7 @@ fwd ssh --print-config >> ~/.ssh/config    # then: scp photo.jpg nas.fwd:`,
 		if err != nil {
 			return failed("install OpenSSH's client", "there is no ssh on this machine")
 		}
-		return replaceBy(ssh, sshArgs(self(), args, at))
+		return replaceBy(ssh, sshArgs(self(), a.home.Network, args, at))
 	}
 	return cmd
 }
@@ -96,7 +96,7 @@ func sshHost(args []string) int {
 }
 
 // sshArgs are the words for ssh, its name first, with the destination at args[at].
-func sshArgs(self string, args []string, at int) []string {
+func sshArgs(self, network string, args []string, at int) []string {
 	user, name, ok := strings.Cut(args[at], "@")
 	if !ok {
 		user, name = "", args[at]
@@ -104,9 +104,13 @@ func sshArgs(self string, args []string, at int) []string {
 		user, name = args[at][:i], args[at][i+1:] // a user's name may hold an @
 	}
 	host := strings.TrimSuffix(strings.ToLower(name), ".fwd") + ".fwd"
+	alias := host
+	if network != "" {
+		alias += "." + network // the nas of another network is another machine
+	}
 	words := []string{"ssh",
-		"-o", "ProxyCommand=" + proxyCommand(self, host),
-		"-o", "HostKeyAlias=" + host,
+		"-o", "ProxyCommand=" + proxyCommand(self, network, host),
+		"-o", "HostKeyAlias=" + alias,
 		"-o", "CheckHostIP=no",
 	}
 	words = append(words, args[:at]...)
@@ -118,8 +122,17 @@ func sshArgs(self string, args []string, at int) []string {
 }
 
 // proxyCommand is a line for the shell, with ssh's own % doubled.
-func proxyCommand(self, host string) string {
-	return strings.ReplaceAll(shellWord(self), "%", "%%") + " connect " + shellWord(host) + " -"
+func proxyCommand(self, network, host string) string {
+	return commandIn(self, network) + " connect " + shellWord(host) + " -"
+}
+
+// commandIn is this program's name and, for a further network, which.
+func commandIn(self, network string) string {
+	words := strings.ReplaceAll(shellWord(self), "%", "%%")
+	if network != "" {
+		words += " -n " + network
+	}
+	return words
 }
 
 // shellWord quotes for the shell that ssh gives a ProxyCommand to.
@@ -134,8 +147,8 @@ func shellWord(s string) string {
 }
 
 // sshConfig is the recipe for ~/.ssh/config.
-func sshConfig(self, home string) string {
-	command := strings.ReplaceAll(shellWord(self), "%", "%%") + " connect %h -"
+func sshConfig(self, home, network string) string {
+	command := commandIn(self, network) + " connect %h -"
 	if home != "" {
 		command = "env " + strings.ReplaceAll(shellWord("FWD_HOME="+home), "%", "%%") + " " + command
 	}

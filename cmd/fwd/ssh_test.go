@@ -43,7 +43,7 @@ func TestSSHIsCalledWithAHostKeyByName(t *testing.T) {
 		"ssh.nas-box":        "ssh -o ProxyCommand=/bin/fwd connect ssh.nas-box.fwd - -o HostKeyAlias=ssh.nas-box.fwd -o CheckHostIP=no ssh.nas-box.fwd",
 	} {
 		args := strings.Fields(words)
-		if got := strings.Join(sshArgs("/bin/fwd", args, sshHost(args)), " "); got != want {
+		if got := strings.Join(sshArgs("/bin/fwd", "", args, sshHost(args)), " "); got != want {
 			t.Errorf("%s:\n got %s\nwant %s", words, got, want)
 		}
 	}
@@ -51,7 +51,7 @@ func TestSSHIsCalledWithAHostKeyByName(t *testing.T) {
 
 // A name from the command line is never the shell's to read.
 func TestAProxyCommandIsQuoted(t *testing.T) {
-	got := proxyCommand("/opt/my tools/50%/fwd", "nas;reboot'.fwd")
+	got := proxyCommand("/opt/my tools/50%/fwd", "", "nas;reboot'.fwd")
 	if want := `'/opt/my tools/50%%/fwd' connect 'nas;reboot'\''.fwd' -`; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}

@@ -27,6 +27,8 @@ type unit struct {
 func (a *app) newUnit(system bool, config string) (*unit, error) {
 	u := &unit{manager: service.Platform(), system: system || runtime.GOOS == "windows", exe: self(), home: a.home, file: config}
 	switch {
+	case u.moves() && a.home.Network != "":
+		return nil, usageError("fwd service install -n "+a.home.Network+", as the user who joined it", "the machine's service is in one network; further ones are their users'")
 	case u.moves():
 		u.home = daemon.SystemHome()
 	case u.home.System: // this user has none of its own yet
@@ -42,6 +44,14 @@ func (a *app) newUnit(system bool, config string) (*unit, error) {
 
 // moves: the machine's service on Linux has a home of its own.
 func (u *unit) moves() bool { return u.system && u.manager == "linux-systemd" }
+
+// name is the service's, one for each network.
+func (u *unit) name() string {
+	if u.home.Network != "" {
+		return serviceName + "-" + u.home.Network
+	}
+	return serviceName
+}
 
 func (u *unit) kind() string {
 	if u.system {
@@ -84,7 +94,7 @@ func (u *unit) environment() map[string]string {
 // config is the unit in the words of kardianos/service.
 func (u *unit) config() *service.Config {
 	return &service.Config{
-		Name:        serviceName,
+		Name:        u.name(),
 		DisplayName: "fwd",
 		Description: "fwd: ports of this machine's network",
 		Executable:  u.exe,
@@ -199,9 +209,9 @@ func (u *unit) confined() []string {
 }
 
 func (u *unit) journal(lines int, follow bool) []string {
-	words := []string{"journalctl", "--unit", serviceName}
+	words := []string{"journalctl", "--unit", u.name()}
 	if !u.system {
-		words = []string{"journalctl", "--user", "--unit", serviceName}
+		words = []string{"journalctl", "--user", "--unit", u.name()}
 	}
 	words = append(words, "--lines", strconv.Itoa(lines))
 	if follow {
@@ -244,7 +254,7 @@ func (u *unit) launchd() string {
 		xml.EscapeText(&x, []byte(s))
 		return "<string>" + x.String() + "</string>"
 	}
-	key("Label", text(serviceName))
+	key("Label", text(u.name()))
 	words := "<array>\n"
 	for _, w := range append([]string{u.exe}, u.arguments()...) {
 		words += "\t\t" + text(w) + "\n"

@@ -33,6 +33,7 @@ FWD_INVITE=$(cat code) fwd up    # the first boot of one among many`,
 		Annotations: map[string]string{
 			partEnv:   "FWD_INVITE\tthe invite, for a machine that is in no network yet",
 			partExits: "4",
+			mayBeNew:  "yes",
 		},
 		Args: noArgs,
 	}

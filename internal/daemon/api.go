@@ -361,5 +361,6 @@ type Joined struct {
 	Network string `json:"network"`
 	Name    string `json:"name"` // this machine's
 	Peer    string `json:"peer"`
-	Again   bool   `json:"again"` // it already belonged
+	Again   bool   `json:"again"`         // it already belonged
+	Use     string `json:"use,omitempty"` // for -n; empty: this machine's first network
 }

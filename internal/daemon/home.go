@@ -11,11 +11,13 @@ import (
 
 // A Home is where one fwd keeps its things: FWD_HOME if that is set, else the
 // places that the system has for configuration and state. One home, one
-// identity, one network, one daemon.
+// identity, one network, one daemon; further networks have homes below it (In).
 type Home struct {
 	State  string // keys, roster, known, socket, lock, log; 0700
 	Config string // fwd.toml
-	System bool   // the machine's, not a user's: its service alone runs the daemon
+	// Network is what -n calls a network beside the first one; empty: the first.
+	Network string
+	System  bool // the machine's, not a user's: its service alone runs the daemon
 }
 
 // SystemHome is the machine's own, which the system service has: its user is

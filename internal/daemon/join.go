@@ -140,8 +140,11 @@ func inviteFailure(err error) *Failure {
 	return fail(ExitRefused, code, "ask for another: fwd invite", "%v", err)
 }
 
+// CodeElsewhere: the home is in another network than that of the invite.
+const CodeElsewhere = "other-network"
+
 func belongsElsewhere(s *identity.Sealed) *Failure {
-	return usage("leave it first: fwd leave", "this machine already belongs to the network %q", s.Name)
+	return fail(ExitUsage, CodeElsewhere, "fwd join -n NAME adds the other one; or leave this one first: fwd leave", "this machine already belongs to the network %q", s.Name)
 }
 
 // joinCall sends a request to p and reads the answer.

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,7 +21,7 @@ func (d *Daemon) createNetwork(name string, caps identity.Capability, emit func(
 	if name == "" {
 		name = hostName()
 	}
-	owner, err := identity.CreateNetwork(d.home.State, d.book, "home", d.self, name, caps|identity.Admin, d.now())
+	owner, err := identity.CreateNetwork(d.home.State, d.book, cmp.Or(d.home.Network, "home"), d.self, name, caps|identity.Admin, d.now())
 	if err != nil {
 		return fmt.Errorf("create a network: %w", err)
 	}

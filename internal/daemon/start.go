@@ -65,7 +65,11 @@ func launch(ctx context.Context, home Home) error {
 		return fmt.Errorf("open the daemon's log: %w", err)
 	}
 	defer log.Close()
-	cmd := exec.Command(exe, "daemon")
+	words := []string{"daemon"}
+	if home.Network != "" {
+		words = append(words, "--network", home.Network)
+	}
+	cmd := exec.Command(exe, words...)
 	cmd.Dir = home.State // so that it holds no other folder busy
 	cmd.Stderr = log
 	detach(cmd)
