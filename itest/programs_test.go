@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -228,6 +230,84 @@ func TestRedisTransactionGoesOn(t *testing.T) {
 		}
 	}
 	t.Logf("redis: a transaction of %d commands, longest answer %v", count, worst.Round(10*time.Millisecond))
+}
+
+// film is a file of pseudo-random bytes that needs no room.
+type film struct{ size, at int64 }
+
+func (f *film) Seek(offset int64, whence int) (int64, error) {
+	f.at = offset + map[int]int64{io.SeekStart: 0, io.SeekCurrent: f.at, io.SeekEnd: f.size}[whence]
+	return f.at, nil
+}
+
+func (f *film) Read(p []byte) (int, error) {
+	n := min(int64(len(p)), f.size-f.at)
+	if n <= 0 {
+		return 0, io.EOF
+	}
+	for i := range p[:n] {
+		p[i] = frame(f.at + int64(i))
+	}
+	f.at += n
+	return int(n), nil
+}
+
+func frame(at int64) byte { return byte(at*31 + at>>9*7 + at>>17*13) }
+
+// A player asks for range after range, as fast as 4K video needs them, and has 10 s in its buffer.
+func TestVideoPlaysOn(t *testing.T) {
+	const (
+		rate   = 3 << 20 // bytes a second, 25 Mbit/s
+		part   = 2 << 20
+		parts  = 40
+		buffer = 10 * time.Second
+	)
+	w, local := newTrouble(t, "80", "video")
+	listener, err := w.nas.Host.Listen("tcp", "127.0.0.1:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := http.Server{Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		http.ServeContent(rw, r, "film.mp4", time.Time{}, &film{size: part * parts})
+	})}
+	go server.Serve(listener)
+	t.Cleanup(func() { server.Close() })
+	transport := &http.Transport{MaxConnsPerHost: 1, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return w.laptop.Host.Dial(ctx, "tcp", local)
+	}}
+	defer transport.CloseIdleConnections()
+	over := make(chan struct{})
+	go func() { defer close(over); w.strike() }()
+	var worst time.Duration
+	start := time.Now()
+	for i := range int64(parts) {
+		request, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://video/film.mp4", nil)
+		request.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", i*part, (i+1)*part-1))
+		asked := time.Now()
+		answer, err := transport.RoundTrip(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(answer.Body)
+		answer.Body.Close()
+		if err != nil || answer.StatusCode != http.StatusPartialContent || len(body) != part {
+			t.Fatalf("part %d: %s, %d bytes, %v", i, answer.Status, len(body), err)
+		}
+		for j, b := range body {
+			if b != frame(i*part+int64(j)) {
+				t.Fatalf("byte %d of part %d is wrong", j, i)
+			}
+		}
+		worst = max(worst, time.Since(asked))
+		// The player asks for more when there is room in its buffer.
+		played := time.Duration(float64((i+1)*part)/rate*float64(time.Second)) - buffer
+		time.Sleep(time.Until(start.Add(played)))
+	}
+	<-over
+	if worst > buffer {
+		t.Errorf("the picture stood still: a part took %v", worst)
+	}
+	t.Logf("video: %d parts of %d bytes, longest wait for one %v", parts, part, worst.Round(10*time.Millisecond))
 }
 
 func treeSum(t *testing.T, root string) (sum [32]byte, bytes int64) {

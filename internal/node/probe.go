@@ -19,9 +19,10 @@ const (
 	// connections: often enough to keep NAT mappings (most live 30 s and longer).
 	probeEvery   = 15 * time.Second
 	standbyEvery = 25 * time.Second
-	// relayEvery is how often a relay is pinged: its death has to be known within seconds, for all
-	// paths over it die with it, and silent death shows by nothing else for 30 s. Under load whoever
-	// waits for bytes notices sooner, and asks.
+	// relayEvery is how often a relay is pinged by which some peer's path goes: its death has to be known
+	// within seconds, for all paths over it die with it, and silent death shows by nothing else for 30 s.
+	// Under load whoever waits for bytes notices sooner, and asks. With no such path it would be most of
+	// what an idle machine sends.
 	relayEvery = 5 * time.Second
 	// probeTimeout is the longest wait for a probe: some resends on a lossy wire. quickTimeout is the
 	// shortest for one that was asked for because the connection fell silent, which else is quickRTTs
@@ -107,11 +108,15 @@ func (ps *paths) interval(p peer.ID, l *link, missed int) time.Duration {
 	if left := ps.trialLeft(p, l); left > 0 {
 		return left
 	}
-	if ps.node.relays.has(p) {
-		return relayEvery
-	}
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
+	if ps.node.relays.has(p) {
+		for _, pp := range ps.peers {
+			if pp.best != nil && pp.best.relay == p {
+				return relayEvery
+			}
+		}
+	}
 	if pp := ps.peers[p]; pp != nil && pp.best == l {
 		return probeEvery
 	}
