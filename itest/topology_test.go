@@ -20,7 +20,8 @@ func TestTopologies(t *testing.T) {
 		route string
 		via   string // part of the address at the other end
 		break4,
-		only6 bool
+		only6,
+		onlyUDP bool
 	}{
 		{name: "one LAN behind a symmetric NAT", route: "direct", via: "192.168.",
 			hosts: func(l *lab.Lab) (a, b *lab.Host) {
@@ -50,6 +51,11 @@ func TestTopologies(t *testing.T) {
 			hosts: func(l *lab.Lab) (a, b *lab.Host) {
 				c := l.Carrier("carrier", lab.SymmetricBlock)
 				return l.Home("b", lab.PortRestricted, slow()).Host("b"), l.Home("a", lab.PortRestricted, slow(), lab.Behind(c)).Host("a")
+			}},
+		{name: "a home behind a sequential carrier and a home, by UDP", route: "direct", onlyUDP: true,
+			hosts: func(l *lab.Lab) (a, b *lab.Host) {
+				c := l.Carrier("carrier", lab.Sequential)
+				return l.Home("a", lab.PortRestricted, slow(), lab.Behind(c)).Host("a"), l.Home("b", lab.PortRestricted, slow()).Host("b")
 			}},
 		{name: "IPv6 alone", route: "direct", via: "/ip6/", only6: true, hosts: dualStack(lab.PortRestricted)},
 		{name: "IPv6 where IPv4 is symmetric", route: "direct", via: "/ip6/", hosts: dualStack(lab.Symmetric)},
@@ -82,6 +88,8 @@ func TestTopologies(t *testing.T) {
 			switch {
 			case c.only6:
 				listen, addrs = listen[2:], v6
+			case c.onlyUDP:
+				listen, addrs = listen[:1], v4
 			case !a.Addr6().IsValid():
 				listen, addrs = listen[:2], v4
 			case c.break4:

@@ -28,17 +28,25 @@ type world struct {
 	relay, nas, laptop *fwdtest.Peer
 	relaying           *fwdtest.Process
 	data               *fwdtest.PatternServer
+	env                [2][]string // variables of the NAS's and the laptop's fwd
 }
 
 // newWorld builds it up to where the NAS exposes "data".
 func newWorld(t *testing.T, a, b lab.NAT, opts ...lab.Option) *world {
+	t.Helper()
+	w := beginWorld(t, a, b, opts...)
+	w.populate(w.homes[0].Host("nas"), w.homes[1].Host("laptop"))
+	return w
+}
+
+// beginWorld is a world without its two machines.
+func beginWorld(t *testing.T, a, b lab.NAT, opts ...lab.Option) *world {
 	t.Helper()
 	l := lab.New(t)
 	opts = append([]lab.Option{slow()}, opts...)
 	w := &world{t: t, lab: l, homes: [2]*lab.Home{l.Home("a", a, opts...), l.Home("b", b, opts...)}}
 	w.relay = fwdtest.New(t, l.Public("relay", "7.0.0.10"))
 	w.relaying = w.relay.Start("relay", "--as", "relay")
-	w.populate(w.homes[0].Host("nas"), w.homes[1].Host("laptop"))
 	return w
 }
 
@@ -48,6 +56,7 @@ func (w *world) populate(nas, laptop *lab.Host) {
 	w.relaying.Wait("relay")
 	first := w.relaying.Wait("invite").Invite
 	w.nas, w.laptop = fwdtest.New(w.t, nas), fwdtest.New(w.t, laptop)
+	w.nas.Env, w.laptop.Env = w.env[0], w.env[1]
 	w.nas.Join(first, "nas-box")
 	w.laptop.Join(w.relay.Invite(), "laptop")
 	w.expose()

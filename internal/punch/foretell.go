@@ -56,16 +56,32 @@ func predictSteps(low, high Report, at time.Duration) []Step {
 		s.High.Array = &Array{Sockets: bothArray, To: withPort(l, toLow), Role: Server, Hops: arrayHops[0], Speak: predictHead}
 	case sequential(low.UDP) && easy(high.UDP):
 		s.At += openFirst(high.UDP)
-		s.Low.Array = &Array{Sockets: predictArray, To: h, Role: Client, Hops: arrayHops[0]}
-		s.High.Spray = &Spray{To: l.Addr(), After: predictHead, List: low.UDP.Ports.next(predictAhead), Times: 2}
+		return twice(s, func(s *Step, hops [2]int) {
+			s.Low.Array = &Array{Sockets: predictArray, To: h, Role: Client, Hops: hops}
+			s.High.Spray = &Spray{To: l.Addr(), After: predictHead, List: low.UDP.Ports.next(predictAhead), Times: 2}
+		})
 	case sequential(high.UDP) && easy(low.UDP):
 		s.At += openFirst(low.UDP)
-		s.High.Array = &Array{Sockets: predictArray, To: l, Role: Client, Hops: arrayHops[0]}
-		s.Low.Spray = &Spray{To: h.Addr(), After: predictHead, List: high.UDP.Ports.next(predictAhead), Times: 2}
+		return twice(s, func(s *Step, hops [2]int) {
+			s.High.Array = &Array{Sockets: predictArray, To: l, Role: Client, Hops: hops}
+			s.Low.Spray = &Spray{To: h.Addr(), After: predictHead, List: high.UDP.Ports.next(predictAhead), Times: 2}
+		})
 	default:
 		return nil
 	}
 	return []Step{s}
+}
+
+// twice is a prediction in two rounds: what opens a carrier's NAT has to go further than what may go first. The same
+// ports are covered again, for the first array has used some of them, or none if it did not get to the NAT that counts.
+func twice(first Step, fill func(s *Step, hops [2]int)) (steps []Step) {
+	for _, hops := range arrayHops {
+		s := first
+		fill(&s, hops)
+		steps = append(steps, s)
+		first.At += first.For
+	}
+	return steps
 }
 
 // guessSteps is the birthday punch with a NAT of random ports: it meets if any of the array's ports is

@@ -150,10 +150,12 @@ guess@0: after 164: 7.0.0.2 ports 50000-50511 round 0, 0 foretold from 0
 guess@10000: after 228: 7.0.0.2 ports 50000-50511 round 1, 0 foretold from 0`,
 			noTCP(easy), noTCP(block)},
 		{"a sequence is foretold", `
-predict@0: after 150: 7.0.0.2 ports 0-0 round 0, 32 foretold from 42011`,
+predict@0: after 150: 7.0.0.2 ports 0-0 round 0, 32 foretold from 42011
+predict@1000: after 150: 7.0.0.2 ports 0-0 round 0, 32 foretold from 42011`,
 			noTCP(easy), noTCP(sequence(random, 42010, 1))},
 		{"downwards, too", `
-predict@0: after 150: 7.0.0.2 ports 0-0 round 0, 32 foretold from 42008`,
+predict@0: after 150: 7.0.0.2 ports 0-0 round 0, 32 foretold from 42008
+predict@1000: after 150: 7.0.0.2 ports 0-0 round 0, 32 foretold from 42008`,
 			noTCP(easy), noTCP(sequence(random, 42010, -2))},
 		{"two sequences meet in their middles", `
 predict@0: client: 16 sockets to 7.0.0.2:42018`,
@@ -221,6 +223,7 @@ func TestReasonsNameThePairWhatWasTriedAndTheMend(t *testing.T) {
 		{hard, hard, []string{"Both NATs change ports per destination", "turn on UPnP"}},
 		{easy, hard, []string{"One NAT changes ports per destination", "here one port for all destinations", "turn on UPnP or NAT-PMP on the router here, or forward UDP port 4001"}},
 		{hard, easy, []string{"One NAT changes ports per destination", "at nas one port for all destinations", "turn on UPnP or NAT-PMP on the router at nas"}},
+		{easy, with(hard, func(r *Report) { r.Steps = []string{StepDirect, StepOpen} }), []string{"guessing ports is turned off at nas, or used up for today. Would help"}},
 		{easy, block, []string{"the carrier at nas changes ports per destination"}},
 		{block, block, []string{"IPv6 or a public address"}},
 		{easy, with(easy, func(r *Report) { r.UDP = Transport{} }), []string{"UDP is blocked on one side, and TCP did not get through", "let UDP out at nas"}},
@@ -228,7 +231,7 @@ func TestReasonsNameThePairWhatWasTriedAndTheMend(t *testing.T) {
 		{Report{}, easy, []string{"No relay can tell", "a relay that can be reached from both sides"}},
 	} {
 		got := reason(c.a, c.b, "nas", "tried simultaneous open by UDP; nothing came back")
-		for _, want := range append(c.want, "Tried simultaneous open by UDP; nothing came back.") {
+		for _, want := range append(c.want, "Tried simultaneous open by UDP; nothing came back") {
 			if !strings.Contains(got, want) {
 				t.Errorf("%q does not contain %q", got, want)
 			}

@@ -25,7 +25,20 @@ func reason(here, there Report, name, tried string) string {
 	if tried == "" {
 		tried = "nothing could be tried"
 	}
-	return text + ". " + capital(tried) + ". " + help(a, b)
+	return text + ". " + capital(tried) + unguessed(a, b) + ". " + help(a, b)
+}
+
+// unguessed says whose doing it is that ports were not foretold where they could have been.
+func unguessed(a, b end) string {
+	if (a.UDP.Mapping == Dependent) == (b.UDP.Mapping == Dependent) {
+		return ""
+	}
+	for _, s := range []end{a, b} {
+		if len(s.Steps) > 0 && !slices.Contains(s.Steps, StepGuess) {
+			return "; guessing ports is turned off " + s.where + ", or used up for today"
+		}
+	}
+	return ""
 }
 
 // pair names the combination in a few words.
