@@ -38,6 +38,7 @@ import (
 //	await NAME REGEXP [VAR]     waits until a line of its stdout or stderr matches, and
 //	                            keeps the first group in VAR
 //	awaitnew NAME REGEXP        the same, for what has not been awaited yet
+//	keep FILE REGEXP VAR        the first group of what matches in a file, or stdout
 //	finish NAME SIGNAL CODE     sends INT, TERM, HUP or 0, and wants it to end so
 //	killdaemon                  kill -9 of this person's daemon
 //	port VAR                    a free port
@@ -95,6 +96,7 @@ func TestScripts(t *testing.T) {
 			"start":        cmdStart,
 			"await":        func(ts *testscript.TestScript, neg bool, args []string) { cmdAwait(ts, args, false) },
 			"awaitnew":     func(ts *testscript.TestScript, neg bool, args []string) { cmdAwait(ts, args, true) },
+			"keep":         cmdKeep,
 			"finish":       cmdFinish,
 			"killdaemon":   cmdKillDaemon,
 			"port":         cmdPort,
@@ -294,6 +296,16 @@ func cmdAwait(ts *testscript.TestScript, args []string, onlyNew bool) {
 			ts.Fatalf("%s has not said %q:\n%s", args[0], args[1], out)
 		}
 	}
+}
+
+func cmdKeep(ts *testscript.TestScript, neg bool, args []string) {
+	re, err := regexp.Compile(args[1])
+	ts.Check(err)
+	m := re.FindStringSubmatch(ts.ReadFile(args[0]))
+	if m == nil {
+		ts.Fatalf("no %q in %s", args[1], args[0])
+	}
+	ts.Setenv(args[2], m[1])
 }
 
 func cmdFinish(ts *testscript.TestScript, neg bool, args []string) {

@@ -23,6 +23,7 @@ func units() map[string]*unit {
 		"odd.service":    {manager: "linux-systemd", exe: `/opt/my "50%" $tools/fwd`, home: ann, file: "/home/ann/office.toml"},
 		"system.service": {manager: "linux-systemd", system: true, exe: "/usr/local/bin/fwd", home: daemon.SystemHome()},
 		"low.service":    {manager: "linux-systemd", system: true, exe: "/usr/local/bin/fwd", home: daemon.SystemHome(), low: true},
+		"work.service":   {manager: "linux-systemd", exe: "/usr/local/bin/fwd", home: ann.In("work")},
 		"agent.plist":    {manager: "darwin-launchd", exe: "/opt/homebrew/bin/fwd", home: mac},
 		"daemon.plist":   {manager: "darwin-launchd", system: true, exe: "/opt/homebrew/bin/fwd", home: mac, user: "ann", file: "/etc/R&D.toml"},
 	}
