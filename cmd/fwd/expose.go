@@ -78,7 +78,7 @@ func newUnexpose(a *app) *cobra.Command {
 		GroupID: groupForward,
 		Short:   "end an expose, from any terminal; one that was kept for good",
 		Annotations: map[string]string{
-			partArgs:  "NAME\tthe service, as \"fwd status\" shows it",
+			partArgs:  "NAME\tthe service, as \"fwd status\" shows it; NAME/tcp or NAME/udp for one of both",
 			partExits: "3 8",
 		},
 		Args: words(1, 1),

@@ -279,7 +279,7 @@ func (d *Daemon) unexpose(ctx context.Context, req UnexposeRequest, emit func(Ev
 		svc.end(errWishEnded)
 	}
 	if req.Release {
-		if err := d.release(ctx, withoutUDP(req.Name)); err != nil {
+		if err := d.release(ctx, strings.TrimSuffix(withoutUDP(req.Name), tcpSuffix)); err != nil {
 			return err
 		}
 	}

@@ -30,14 +30,23 @@ func serviceKey(name string, udp bool) string {
 	return name
 }
 
-const udpSuffix = "/udp"
+// Behind a service's name or an address: one of the two alone.
+const (
+	udpSuffix = "/udp"
+	tcpSuffix = "/tcp"
+)
 
 func (s *service) key() string { return serviceKey(s.name, s.target.UDP()) }
 
-// servicesLocked are the services of that name, TCP first; "dns/udp" means the one.
+// servicesLocked are the services of that name, TCP first; "dns/udp" means the one, and
+// "dns/tcp" the other.
 func (d *Daemon) servicesLocked(word string) []*service {
 	var list []*service
-	for _, key := range []string{word, word + udpSuffix} {
+	keys := []string{word, word + udpSuffix}
+	if name, ok := strings.CutSuffix(word, tcpSuffix); ok {
+		keys = []string{name}
+	}
+	for _, key := range keys {
 		if svc := d.services[key]; svc != nil {
 			list = append(list, svc)
 		}

@@ -212,7 +212,7 @@ func (u *ui) act(ctx context.Context, word func(string) string) (done string, er
 	case "revoke":
 		return "revoked " + peer, u.command(ctx, "revoke", RevokeRequest{Peer: peer})
 	case "unexpose":
-		return service + " is no longer exposed", u.command(ctx, "unexpose", UnexposeRequest{Name: service})
+		return service + "/" + field("kind") + " is no longer exposed", u.command(ctx, "unexpose", UnexposeRequest{Name: service + "/" + field("kind")})
 	case "expose":
 		return "exposed " + field("target"), u.expose(ctx, ExposeRequest{Target: field("target"), Name: service, Allow: strings.Fields(strings.ReplaceAll(who, ",", " "))})
 	default:

@@ -12,12 +12,13 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 )
 
 const pageToken = "abcdefghijklmnopqrstuvwxyz"
@@ -160,6 +161,29 @@ func TestFormsOfTheManagedPageAreCarriedOutAndNoOthers(t *testing.T) {
 	if code, page := ask(t, "POST", address+"do", expose, nil); code != 200 || !strings.Contains(page, "<b>web</b>") {
 		t.Errorf("expose: %d", code)
 	}
+	// One name for TCP and UDP: who may is one list, and each ends alone.
+	both := url.Values{"form": secret[1:], "do": {"expose"}, "target": {"127.0.0.1:5353/udp"}, "service": {"web"}}
+	if code, page := ask(t, "POST", address+"do", both, nil); code != 200 || !strings.Contains(page, "127.0.0.1:5353/udp") || !strings.Contains(page, "change web/udp") {
+		t.Errorf("expose for UDP: %d", code)
+	}
+	targets := func() (list []string) {
+		for _, s := range vps.status().Services {
+			if s.Name == "web" {
+				list = append(list, s.Target)
+			}
+		}
+		return list
+	}
+	end := url.Values{"form": secret[1:], "do": {"unexpose"}, "service": {"web"}, "kind": {"tcp"}}
+	if code, _ := ask(t, "POST", address+"do", end, nil); code != 200 {
+		t.Errorf("unexpose of TCP: %d", code)
+	}
+	eventually(t, "TCP alone has ended", func() bool { return slices.Equal(targets(), []string{"127.0.0.1:5353/udp"}) })
+	end.Set("kind", "udp")
+	if code, _ := ask(t, "POST", address+"do", end, nil); code != 200 {
+		t.Errorf("unexpose of UDP: %d", code)
+	}
+	eventually(t, "UDP has ended", func() bool { return len(targets()) == 0 })
 	expose.Set("target", "<script>alert(1)</script>")
 	if _, page := ask(t, "POST", address+"do", expose, nil); !strings.Contains(page, `class="note bad"`) || strings.Contains(page, "<script>alert") {
 		t.Error("a wrong target is not told, or told as markup")
@@ -207,7 +231,8 @@ func TestMapsAndChartsHoldWhatTheyAreGiven(t *testing.T) {
 }
 
 // TestThePageInABrowser: the script runs under the page's own policy and puts in place what changed. Chromium prints
-// the page once all of it is loaded, so a picture is added on the way to it, which comes last.
+// the page once all of it is loaded, so a picture is added on the way to it, which comes once another script, added too, has
+// seen the change in its place.
 func TestThePageInABrowser(t *testing.T) {
 	chromium, err := exec.LookPath("chromium")
 	if err != nil {
@@ -219,7 +244,7 @@ func TestThePageInABrowser(t *testing.T) {
 		t.Fatal(err)
 	}
 	live, followed := make(chan struct{}), make(chan struct{})
-	begun := sync.OnceFunc(func() { close(live) })
+	begun, seen := sync.OnceFunc(func() { close(live) }), sync.OnceFunc(func() { close(followed) })
 	way := &httputil.ReverseProxy{
 		FlushInterval: -1,
 		Rewrite:       func(r *httputil.ProxyRequest) { r.SetURL(&url.URL{Scheme: "http", Host: target.Host}) },
@@ -227,26 +252,31 @@ func TestThePageInABrowser(t *testing.T) {
 			switch kind := r.Header.Get("Content-Type"); {
 			case strings.HasPrefix(kind, "text/html"):
 				page, err := io.ReadAll(r.Body)
-				page = bytes.Replace(page, []byte("</html>"), []byte(`<img src="last.png"></html>`), 1)
+				page = bytes.Replace(page, []byte("</html>"), []byte(`<script src="look.js"></script><img src="last.png"></html>`), 1)
 				r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(page)), int64(len(page))
 				r.Header.Del("Content-Length")
 				return err
 			case kind == "text/event-stream":
 				begun()
-				r.Body = &watched{ReadCloser: r.Body, word: "renamed-meanwhile", seen: followed}
 			}
 			return nil
 		},
 	}
 	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !strings.HasSuffix(r.URL.Path, "/last.png") {
+		switch path.Base(r.URL.Path) {
+		case "look.js":
+			w.Header().Set("Content-Type", "text/javascript")
+			io.WriteString(w, `const look = () => { if (document.body.textContent.includes("renamed-meanwhile")) fetch("seen"); };
+				new MutationObserver(look).observe(document.body, {subtree: true, childList: true});`)
+		case "seen":
+			seen()
+		case "last.png":
+			select {
+			case <-followed:
+			case <-r.Context().Done():
+			}
+		default:
 			way.ServeHTTP(w, r)
-			return
-		}
-		select {
-		case <-followed:
-			time.Sleep(300 * time.Millisecond) // for the browser to put it in place; nothing tells when it has
-		case <-r.Context().Done():
 		}
 	}))
 	defer front.Close()
@@ -276,25 +306,4 @@ func TestThePageInABrowser(t *testing.T) {
 	if strings.Contains(told.String(), "Content Security Policy") {
 		t.Errorf("the browser complains:\n%s", told.String())
 	}
-}
-
-// A watched body tells once when a word has passed.
-type watched struct {
-	io.ReadCloser
-	word string
-	past string
-	seen chan struct{}
-}
-
-func (w *watched) Read(p []byte) (int, error) {
-	n, err := w.ReadCloser.Read(p)
-	if w.seen != nil {
-		w.past += string(p[:n])
-		if strings.Contains(w.past, w.word) {
-			close(w.seen)
-			w.seen = nil
-		}
-		w.past = w.past[max(0, len(w.past)-len(w.word)):]
-	}
-	return n, err
 }

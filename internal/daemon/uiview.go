@@ -286,6 +286,7 @@ func milliWords(ms float64) string {
 }
 
 var pageFuncs = template.FuncMap{
+	"udp":    func(target string) bool { return strings.HasSuffix(target, udpSuffix) },
 	"bytes":  byteWords,
 	"millis": milliWords,
 	"rate": func(n int64) string {

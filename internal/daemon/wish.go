@@ -101,7 +101,11 @@ func (w wish) same(o wish) bool {
 func (w wish) means(request any) bool {
 	switch r := request.(type) {
 	case UnexposeRequest:
-		return w.expose != nil && (exposeName(*w.expose) == r.Name || exposeKey(*w.expose) == r.Name)
+		if w.expose == nil {
+			return false
+		}
+		key := exposeKey(*w.expose)
+		return exposeName(*w.expose) == r.Name || key == r.Name || key+tcpSuffix == r.Name
 	case DisconnectRequest:
 		if w.socks != nil {
 			local, err := w.socks.local()
