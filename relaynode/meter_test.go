@@ -1,9 +1,12 @@
 package relaynode
 
 import (
+	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 )
 
@@ -102,5 +105,59 @@ func TestSenselessLimitsAreRefused(t *testing.T) {
 		if _, err := New(nil, Config{Member: func(peer.ID) bool { return true }, Limits: l}); err == nil {
 			t.Errorf("%+v was taken", l)
 		}
+	}
+}
+
+func TestCircuitsShareTheTotalRateFairly(t *testing.T) {
+	const perSecond = 2 << 20
+	l := newLab(t, func(c *Config) { c.Limits.Total = perSecond })
+	var taken [4]atomic.Int64
+	for i := range taken {
+		sink, source := l.exposed(), l.join()
+		sink.SetStreamHandler("/test/sink", func(s network.Stream) {
+			for buf := make([]byte, copyBuffer); ; {
+				n, err := s.Read(buf)
+				taken[i].Add(int64(n))
+				if err != nil {
+					return
+				}
+			}
+		})
+		if err := l.circuit(source, sink); err != nil {
+			t.Fatal(err)
+		}
+		// One of them is greedier: eight streams on its circuit.
+		for range 1 + 7*(i/3) {
+			s, err := source.NewStream(l.ctx(), sink.ID(), "/test/sink")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Reset()
+			go func() {
+				for buf := make([]byte, copyBuffer); ; {
+					if _, err := s.Write(buf); err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}
+	eventually(t, "all are under way", func() bool { return l.relay.Stats().Bytes > perSecond })
+	var before, shares [len(taken)]int64
+	for i := range taken {
+		before[i] = taken[i].Load()
+	}
+	begin := time.Now()
+	eventually(t, "two seconds' worth", func() bool {
+		var sum int64
+		for i := range taken {
+			shares[i] = taken[i].Load() - before[i]
+			sum += shares[i]
+		}
+		return sum >= 2*perSecond
+	})
+	t.Logf("in %v: %v bytes", time.Since(begin).Round(time.Millisecond), shares)
+	if least, most := slices.Min(shares[:]), slices.Max(shares[:]); least < most/2 {
+		t.Errorf("one circuit had %d bytes, another %d", least, most)
 	}
 }
