@@ -260,6 +260,7 @@ type meteredStream struct {
 	heard    *atomic.Int64
 	bucket   *rate.Limiter // nil: unlimited
 	giveBack func()
+	answered atomic.Bool // something was written to it
 
 	ctx    context.Context // ends the waiting
 	cancel context.CancelFunc
@@ -272,7 +273,7 @@ func (s *meteredStream) Read(b []byte) (int, error) {
 		return n, err
 	}
 	s.heard.Store(time.Now().UnixNano())
-	if !s.host.meter.count(n) {
+	if !s.host.meter.count(n) && s.answered.Load() { // a request is heard in any case, and refused by a word
 		s.Reset()
 		return 0, errQuota
 	}
@@ -286,6 +287,7 @@ func (s *meteredStream) Read(b []byte) (int, error) {
 }
 
 func (s *meteredStream) Write(b []byte) (int, error) {
+	s.answered.Store(true)
 	var done int
 	for done < len(b) {
 		n := min(len(b)-done, copyBuffer)

@@ -2,12 +2,14 @@ package relaynode
 
 import (
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/client"
 )
 
 func TestRatePerPeerPacesACircuit(t *testing.T) {
@@ -67,8 +69,11 @@ func TestMonthsQuotaEndsCircuitsUntilTheNextMonth(t *testing.T) {
 	if used := l.relay.Usage().Bytes; used > quota+4*copyBuffer {
 		t.Errorf("%d bytes were relayed", used)
 	}
-	if err := l.circuit(other, nas); err == nil {
-		t.Error("a new circuit was opened")
+	if err := l.circuit(other, nas); err == nil || !strings.Contains(err.Error(), "PERMISSION_DENIED") {
+		t.Errorf("a new circuit: %v; want a refusal by a word", err)
+	}
+	if _, err := client.Reserve(l.ctx(), other, l.info()); err != nil {
+		t.Errorf("a reservation, which the next month needs: %v", err)
 	}
 }
 

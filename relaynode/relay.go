@@ -257,6 +257,9 @@ func (r *Relay) Stats() Stats {
 // Usage is what was relayed in this month, for the next start's Config.
 func (r *Relay) Usage() Usage { return r.meter.usage() }
 
+// Spent tells whether the month's quota is used up.
+func (r *Relay) Spent() bool { return r.meter.spent() }
+
 func (r *Relay) member(p peer.ID) bool { return r.cfg.Member(p) }
 
 // admit is member, and remembers for Refresh that p was served.

@@ -131,7 +131,7 @@ func (d *Daemon) connectStdio(ctx context.Context, f *forwarding, req ConnectReq
 	defer cancel()
 	conn, err := d.dialSession(dialCtx, f)
 	if err != nil {
-		return unreachable(d.nameOf(f.peer), err)
+		return d.unreachable(d.nameOf(f.peer), err)
 	}
 	emit(Event{Event: "open", Service: f.word, Peer: f.peer.String()})
 	d.addForward(f)
@@ -235,7 +235,7 @@ func (d *Daemon) firstContact(ctx context.Context, f *forwarding, timeout time.D
 			}
 			select {
 			case <-ctx.Done():
-				return unreachable(d.nameOf(f.peer), fmt.Errorf("not within %s (%v)", timeout, err))
+				return d.unreachable(d.nameOf(f.peer), fmt.Errorf("not within %s (%w)", timeout, err))
 			case <-time.After(200 * time.Millisecond):
 			}
 		}
@@ -251,7 +251,11 @@ func (d *Daemon) firstContact(ctx context.Context, f *forwarding, timeout time.D
 			f.end(refused)
 		default:
 			d.log.Info("peer not reached yet", "peer", d.nameOf(f.peer), "err", err)
-			emit(Event{Event: "progress", Message: d.nameOf(f.peer) + " is offline; waiting for it"})
+			message := d.nameOf(f.peer) + " is offline; waiting for it"
+			if why := d.relayRefuses(err); why != "" {
+				message = d.nameOf(f.peer) + " is not reached: " + why
+			}
+			emit(Event{Event: "progress", Message: message})
 		}
 	}()
 	return nil

@@ -288,10 +288,10 @@ func (d *Daemon) ownerMove(ctx context.Context, req OwnerMoveRequest, emit func(
 		return fmt.Errorf("move the network key: %w", err)
 	}
 	if err := d.node.Connect(ctx, p); err != nil {
-		return unreachable(name, err)
+		return d.unreachable(name, err)
 	}
 	if err := d.exchange(ctx, p); err != nil { // it goes on from the newest roster
-		return unreachable(name, err)
+		return d.unreachable(name, err)
 	}
 	err = d.ask(ctx, p, "succeed", SucceedRequest{Key: key}, func(Event) {})
 	if s := d.book.Current(); s == nil || s.Owner != p {

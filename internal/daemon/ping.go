@@ -40,7 +40,7 @@ func (d *Daemon) ping(ctx context.Context, req PingRequest, emit func(Event)) er
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		return unreachable(d.nameOf(p), err)
+		return d.unreachable(d.nameOf(p), err)
 	}
 	for seq := 1; ; seq++ {
 		once, cancel := context.WithTimeout(ctx, pongTimeout)
@@ -61,7 +61,7 @@ func (d *Daemon) ping(ctx context.Context, req PingRequest, emit func(Event)) er
 		case req.UntilDirect && seq == max(req.Count, untilDirectPings):
 			return fail(ExitUnreachable, "not-direct", "fwd status says why", "%s is still reached by relay", d.nameOf(p))
 		case req.Count > 0 && seq >= req.Count && !req.UntilDirect:
-			return unreachable(d.nameOf(p), err)
+			return d.unreachable(d.nameOf(p), err)
 		}
 		select {
 		case <-ctx.Done():

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"fwd/identity"
+	"fwd/internal/node"
 )
 
 // Requests between daemons ride on the roster exchange: they are the control
@@ -158,13 +159,13 @@ func (d *Daemon) ask(ctx context.Context, p peer.ID, command string, request any
 		return fmt.Errorf("encode the request: %w", err)
 	}
 	if err := d.node.Connect(ctx, p); err != nil {
-		return unreachable(d.nameOf(p), err)
+		return d.unreachable(d.nameOf(p), err)
 	}
 	hello := d.hello()
 	hello.Request = &Request{API: APIVersion, Command: command, Args: args}
 	reply, err := d.rosterCall(ctx, p, hello)
 	if err != nil {
-		return unreachable(d.nameOf(p), err)
+		return d.unreachable(d.nameOf(p), err)
 	}
 	if f := reply.Failure; f != nil {
 		return &Failure{Code: clean(f.Code, 40), What: clean(f.What, maxTold), Hint: clean(f.Hint, maxTold), Exit: min(max(f.Exit, ExitFailed), ExitNoDaemon)}
@@ -230,6 +231,18 @@ func (d *Daemon) currentOwner() *identity.Owner {
 	return d.owner
 }
 
-func unreachable(name string, err error) *Failure {
+// relayRefuses is the reason if it was a relay's word that kept us from a peer; else empty.
+func (d *Daemon) relayRefuses(err error) string {
+	var r *node.RelayRefusal
+	if !errors.As(err, &r) {
+		return ""
+	}
+	return "relay " + d.nameOf(r.Relay) + " refuses: " + r.Why
+}
+
+func (d *Daemon) unreachable(name string, err error) *Failure {
+	if why := d.relayRefuses(err); why != "" {
+		return fail(ExitUnreachable, "unreachable", "on that relay: fwd status", "%s cannot be reached now: %s", name, why)
+	}
 	return fail(ExitUnreachable, "unreachable", "see which relays this machine has: fwd status", "%s cannot be reached now: %v", name, err)
 }

@@ -142,7 +142,7 @@ func (s *socks) find(ctx context.Context, host string, port int) (service string
 	case service == "" && unknown == nil:
 		return s.d.resolve(ctx, name)
 	case err != nil:
-		return "", "", unreachable(machine.Name, err)
+		return "", "", s.d.unreachable(machine.Name, err)
 	case service == "":
 		return "", "", fmt.Errorf("%w: %s exposes no port %d that this machine may use", forward.ErrNothingThere, machine.Name, port)
 	}
@@ -159,7 +159,7 @@ func (s *socks) findLong(ctx context.Context, name, service string, p peer.ID) (
 	machine := s.d.nameOf(p)
 	offered, err := s.d.askServices(ctx, p)
 	if err != nil {
-		return "", "", unreachable(machine, err)
+		return "", "", s.d.unreachable(machine, err)
 	}
 	if !offerOf(offered, service).tcp {
 		return "", "", fmt.Errorf("%w: %s exposes no %q that this machine may use", forward.ErrNothingThere, machine, service)

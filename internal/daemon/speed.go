@@ -179,7 +179,7 @@ func (d *Daemon) speed(ctx context.Context, req SpeedRequest, emit func(Event)) 
 	defer cancel()
 	emit(Event{Event: "progress", Message: "looking for ways to " + d.nameOf(p)})
 	if err := d.node.Connect(reach, p); err != nil {
-		return unreachable(d.nameOf(p), err)
+		return d.unreachable(d.nameOf(p), err)
 	}
 	answer := Speed{Machine: d.nameOf(p), Peer: p.String(), Paths: []SpeedPath{}}
 	measured := false
@@ -195,7 +195,7 @@ func (d *Daemon) speed(ctx context.Context, req SpeedRequest, emit func(Event)) 
 		answer.Paths = append(answer.Paths, row)
 	}
 	if !measured {
-		return unreachable(answer.Machine, errors.New(answer.Paths[len(answer.Paths)-1].Error))
+		return d.unreachable(answer.Machine, errors.New(answer.Paths[len(answer.Paths)-1].Error))
 	}
 	return emitResult(emit, "speed", answer)
 }

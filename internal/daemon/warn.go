@@ -18,6 +18,9 @@ func (d *Daemon) warnings(now time.Time) []string {
 	if behind := d.book.Now(now).Sub(now); behind > clockOff {
 		list = append(list, fmt.Sprintf("this machine's clock is at least %s slow, by what the network's owner signed: set it; until then there is no QUIC, and so hardly a direct path (clock-wrong)", plainSpan(behind)))
 	}
+	if d.relay != nil && d.relay.Spent() {
+		list = append(list, "this relay has carried as much as it may this month, and carries nothing more until the next: raise monthly in fwd.toml (quota-spent)")
+	}
 	if silent := d.ownerSilent(); silent > identity.StaleWarn {
 		then := ""
 		if d.strict.Load() {

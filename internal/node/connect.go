@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peerstore"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-libp2p/p2p/net/swarm"
+	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/pb"
 	ma "github.com/multiformats/go-multiaddr"
 	madns "github.com/multiformats/go-multiaddr-dns"
 )
@@ -89,6 +91,16 @@ func (n *Node) Connect(ctx context.Context, p peer.ID) error {
 type call struct {
 	done chan struct{}
 	err  error // set before done is closed
+
+	refused atomic.Pointer[RelayRefusal] // the last, while it goes on
+}
+
+// ended is why ctx's end left p unreached: what a relay said meanwhile tells more than the time.
+func (c *call) ended(ctx context.Context) error {
+	if r := c.refused.Load(); r != nil {
+		return fmt.Errorf("%w (%w)", r, ctx.Err())
+	}
+	return ctx.Err()
 }
 
 // attempt waits for a shared attempt until p is reached by kind over another connection than avoid.
@@ -122,7 +134,7 @@ func (n *Node) attempt(ctx context.Context, p peer.ID, kind PathKind, avoid netw
 			}
 			return fmt.Errorf("connect to %s: %w: %w", p, ErrUnreachable, c.err)
 		case <-ctx.Done():
-			return fmt.Errorf("connect to %s: %w: %w", p, ErrUnreachable, ctx.Err())
+			return fmt.Errorf("connect to %s: %w: %w", p, ErrUnreachable, c.ended(ctx))
 		}
 	}
 }
@@ -140,7 +152,7 @@ func (n *Node) finish(p peer.ID, c *call) {
 func (n *Node) race(p peer.ID, c *call) {
 	ctx, cancel := context.WithTimeout(n.network.ctx(), attemptWithin)
 	defer cancel()
-	r := &runners{node: n, peer: p, tried: make(map[string]bool), last: make(chan struct{})}
+	r := &runners{node: n, call: c, peer: p, tried: make(map[string]bool), last: make(chan struct{})}
 	for _, relay := range n.cfg.Relays() {
 		if relay.ID != p && relay.ID != n.self {
 			r.start(ctx, &r.circuits, circuitVia(relay.ID), func(ctx context.Context) error { return r.circuit(ctx, relay) })
@@ -179,6 +191,7 @@ func (n *Node) race(p peer.ID, c *call) {
 // runners are the dials of one race.
 type runners struct {
 	node *Node
+	call *call
 	peer peer.ID
 
 	direct, circuits sync.WaitGroup
@@ -220,6 +233,9 @@ func (r *runners) circuit(ctx context.Context, relay peer.AddrInfo) error {
 		err := r.node.dialCircuit(ctx, r.peer, relay)
 		if err == nil {
 			return nil
+		}
+		if refused := new(RelayRefusal); errors.As(err, &refused) {
+			r.call.refused.Store(refused)
 		}
 		timer := time.NewTimer(retry.wait())
 		select {
@@ -280,6 +296,34 @@ func (n *Node) dialCircuit(ctx context.Context, p peer.ID, relay peer.AddrInfo) 
 	})
 	defer ask.Stop()
 	_, err := n.door.dial(ctx, p, circuitVia(relay.ID))
+	return refusedBy(relay.ID, err)
+}
+
+// RelayRefusal says that a relay is there and carries nothing for us.
+type RelayRefusal struct {
+	Relay peer.ID
+	Why   string
+}
+
+func (r *RelayRefusal) Error() string { return fmt.Sprintf("relay %s refuses: %s", r.Relay, r.Why) }
+
+// refusedBy makes a reason of the status with which a relay answered. The library has it in its text alone. Both
+// ends are on the roster as far as we know, so a relay that forbids has used up its quota.
+func refusedBy(relay peer.ID, err error) error {
+	if err == nil {
+		return nil
+	}
+	for _, is := range []struct {
+		status pb.Status
+		why    string
+	}{
+		{pb.Status_PERMISSION_DENIED, "its quota for this month is used up, or by its roster one of the two does not belong"},
+		{pb.Status_RESOURCE_LIMIT_EXCEEDED, "it carries as many connections as it can"},
+	} {
+		if strings.Contains(err.Error(), is.status.String()) {
+			return &RelayRefusal{Relay: relay, Why: is.why}
+		}
+	}
 	return err
 }
 
