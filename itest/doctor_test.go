@@ -185,7 +185,11 @@ func TestStatusAndDoctorTellThatTheRouterMapsPorts(t *testing.T) {
 	p.WaitStatus("a mapped port", func(s fwdtest.Status) bool {
 		return s.NAT.PortMapping == "mapped" && s.NAT.Reachability == "public" && len(s.NAT.PublicAddrs) > 0
 	})
-	if f := examine(t, p).find("port-mapping", ""); f.Level != "ok" || !strings.Contains(f.What, home.WAN().String()+":300") || !strings.Contains(f.What, "NAT-PMP, PCP") {
+	d := examine(t, p)
+	if f := d.find("nat", ""); d.NAT.Kind != "symmetric" || f.Level != "ok" || !strings.Contains(f.What, "has opened a port") {
+		t.Errorf("%+v", f)
+	}
+	if f := d.find("port-mapping", ""); f.Level != "ok" || !strings.Contains(f.What, home.WAN().String()+":300") || !strings.Contains(f.What, "NAT-PMP, PCP") {
 		t.Errorf("%+v", f)
 	}
 	p.Run("stop")

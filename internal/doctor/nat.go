@@ -118,7 +118,20 @@ func (e *examination) nat(n NAT) []Check {
 			c.Mend = "a relay that answers plain UDP tells more; it listens at the port after its own (4002)"
 		}
 	}
+	if at := e.opened(n); at.IsValid() && (n.Kind == Symmetric || n.Kind == SymmetricBlock || n.Kind == Sequential) {
+		c.Level, c.Mend = OK, ""
+		c.What = n.Kind + " at " + n.Public + ", but the router has opened a port: direct paths come about by " + at.String()
+	}
 	return []Check{c}
+}
+
+// opened is a port of ours that the router has opened where the world sees us; zero: none.
+func (e *examination) opened(n NAT) netip.AddrPort {
+	i := slices.IndexFunc(e.m.Mapped, func(a netip.AddrPort) bool { return a.Addr().String() == n.Public })
+	if i < 0 {
+		return netip.AddrPort{}
+	}
+	return e.m.Mapped[i]
 }
 
 // unknownNAT is what can be said by one relay alone.

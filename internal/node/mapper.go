@@ -57,7 +57,7 @@ func (a *addresses) natManager(n network.Network) basichost.NATManager {
 type mapper struct {
 	mapperConfig
 	network network.Network
-	listens chan struct{} // capacity 1: listen addresses have changed
+	again   chan struct{} // capacity 1: listen addresses or the router's address may have changed
 
 	turning sync.Mutex // held while it begins or ends
 	closed  bool
@@ -70,16 +70,19 @@ type mapper struct {
 }
 
 func newMapper(n network.Network, c mapperConfig) *mapper {
-	m := &mapper{mapperConfig: c, network: n, listens: make(chan struct{}, 1)}
-	listening := func(network.Network, ma.Multiaddr) {
-		select {
-		case m.listens <- struct{}{}:
-		default:
-		}
-	}
+	m := &mapper{mapperConfig: c, network: n, again: make(chan struct{}, 1)}
+	listening := func(network.Network, ma.Multiaddr) { m.look() }
 	n.Notify(&network.NotifyBundle{ListenF: listening, ListenCloseF: listening})
 	m.begin()
 	return m
+}
+
+// look has it look at once whether the ports are still open, and where.
+func (m *mapper) look() {
+	select {
+	case m.again <- struct{}{}:
+	default:
+	}
 }
 
 // begin wants turning held, or nobody else there yet.
@@ -178,7 +181,7 @@ func (m *mapper) byPackets(ctx context.Context) {
 	keeper := portmap.NewKeeper(router, m.ports)
 	m.use(keeper, nil)
 	defer m.use(nil, nil)
-	err = keeper.Run(ctx, m.listens, func() {
+	err = keeper.Run(ctx, m.again, func() {
 		m.log.Debug("the router has opened or closed ports", "router", at, "by", router.Protocol(), "now", m.mapped())
 		m.changed()
 	})

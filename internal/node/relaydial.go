@@ -82,6 +82,9 @@ func (n *Node) doubtAddress() {
 		}
 		n.dials.asked()
 		n.nat.forget()
+		if m := n.addrs.currentMapper(); m != nil {
+			m.look()
+		}
 		n.wake.send(networkChanged)
 	})
 }

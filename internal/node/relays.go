@@ -412,6 +412,9 @@ func (n *Node) setLoop(l *relayLoop, seeking, reserved bool) {
 	n.relays.mu.Unlock()
 	n.publishReserved()
 	if back {
+		if m := n.addrs.currentMapper(); m != nil {
+			m.look() // the connection may be new because the router's address is
+		}
 		n.wake.send(relayBack) // peers that were out of reach may not be
 	}
 }

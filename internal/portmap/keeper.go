@@ -11,9 +11,9 @@ import (
 )
 
 const (
-	// renewEvery is how often mappings are renewed that live for longer than twice that: a router that was restarted,
-	// or got another address, has forgotten them.
-	renewEvery = time.Minute
+	// renewEvery is how often mappings are renewed that live for longer than twice that: a router that was restarted has
+	// forgotten them, one that got another address tells it then. As often as libp2p does by UPnP.
+	renewEvery = 20 * time.Second
 	// renewLeast keeps a router that grants almost nothing from being asked all the time (RFC 6887 §11.2.1).
 	renewLeast = 4 * time.Second
 	// returnWithin is how long giving the ports back may take.

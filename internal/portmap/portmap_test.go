@@ -189,6 +189,31 @@ func TestKeeperClosesWhatIsNoLongerWanted(t *testing.T) {
 	}
 }
 
+func TestKeeperTellsTheRoutersNewAddress(t *testing.T) {
+	var moved atomic.Bool
+	at := router(t, func(b []byte) []byte {
+		a := pcpRouter(120, 0)(b)
+		if moved.Load() && len(a) == pcpHeader+pcpMapping {
+			a[59] = 2
+		}
+		return a
+	})
+	p := Port{UDP, 4001}
+	k := NewKeeper(find(t, at), func() []Port { return []Port{p} })
+	ctx, cancel := context.WithCancel(t.Context())
+	again, told, over := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	go func() { over <- k.Run(ctx, again, func() { told <- struct{}{} }) }()
+	<-told
+	moved.Store(true)
+	again <- struct{}{}
+	<-told
+	if a, ok := k.External(p); !ok || a.Addr() != wan.Next() {
+		t.Errorf("%v, %v", a, ok)
+	}
+	cancel()
+	<-over
+}
+
 func TestKeeperEndsWhereTheRouterHasNoAddressOfItsOwn(t *testing.T) {
 	at := router(t, func(b []byte) []byte {
 		a := pcpRouter(120, 0)(b)
