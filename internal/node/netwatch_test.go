@@ -1,6 +1,7 @@
 package node
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -83,7 +84,9 @@ func TestDirectPathThatWasLostHasToLastBeforeItIsUsedAgain(t *testing.T) {
 	defer a.Hold(b.self, Auto)()
 	isDirect := func() bool { p, _ := a.Path(b.self); return p.Kind == "direct" }
 	eventually(t, "direct", isDirect)
-	eventually(t, "and a relayed way back", func() bool { return a.paths.has(b.self, Relay) })
+	eventually(t, "and a relayed way back that has answered", func() bool {
+		return slices.ContainsFunc(a.paths.links(b.self), func(l *link) bool { return !l.direct() && a.paths.rtt(l) > 0 })
+	})
 	var waits []time.Duration
 	for range 2 {
 		start := time.Now()
