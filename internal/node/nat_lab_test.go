@@ -207,7 +207,7 @@ func TestPunchThroughRealNATs(t *testing.T) {
 		{lab.UDPBlocked, lab.PortRestricted, "path direct tcp"},
 		{lab.Symmetric, lab.Symmetric, "path relay"},
 		{lab.Symmetric, lab.PortRestricted, "path direct quic-v1"},
-		{lab.PortRestrictedInputAccept, lab.SymmetricBlock, "path direct quic-v1"},
+		{lab.PortRestrictedInputAccept, lab.SymmetricBlock, "path direct"}, // on a busy machine TCP may be first
 		{lab.Sequential, lab.PortRestricted, "path direct"},
 		{lab.Sequential, lab.Sequential, "path direct"},
 	} {
