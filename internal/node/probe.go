@@ -166,12 +166,19 @@ func (ps *paths) measuredRTT(p peer.ID, l *link, rtt time.Duration, ok bool) {
 // suspect keeps streams away from c and asks it for a sign of life; without one it is closed.
 func (ps *paths) suspect(p peer.ID, c network.Conn) {
 	l := ps.find(p, c)
-	if l == nil {
+	ps.mu.Lock()
+	pp := ps.peers[p]
+	if l == nil || pp == nil {
+		ps.mu.Unlock()
 		return
 	}
-	ps.mu.Lock()
-	ps.fellLocked(p, l)
-	l.silent = true
+	for _, k := range pp.links {
+		// Another transport to the same host goes the same way.
+		if k == l || k.direct() && l.direct() && hostOf(k.conn.RemoteMultiaddr()) == hostOf(c.RemoteMultiaddr()) {
+			ps.fellLocked(p, k)
+			k.silent = true
+		}
+	}
 	ps.chooseLocked(p, nil)
 	ps.mu.Unlock()
 	// What killed it may have killed the ways beside it too, and their relays' connections: a change of our address does.
