@@ -188,7 +188,10 @@ func (a *app) connectStdio(ctx context.Context, req daemon.ConnectRequest) error
 			half.CloseWrite()
 		}
 	}()
-	if _, err := io.Copy(a.out.stdout, conn); err != nil && !errors.Is(err, os.ErrClosed) {
+	var why *daemon.Failure
+	if _, err := io.Copy(a.out.stdout, conn); errors.As(err, &why) {
+		return why
+	} else if err != nil && !errors.Is(err, os.ErrClosed) {
 		return failed("", "connection to %s broke: %v", req.Name, err)
 	}
 	return ctx.Err()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"io"
 	"os"
@@ -69,12 +70,12 @@ Windows it runs with the home in which this machine joined.`,
 				return err
 			}
 		}
-		return a.installService(*system, config)
+		return a.installService(cmd.Context(), *system, config)
 	}
 	return cmd
 }
 
-func (a *app) installService(system bool, config string) error {
+func (a *app) installService(ctx context.Context, system bool, config string) error {
 	if err := haveManager(); err != nil {
 		return err
 	}
@@ -96,7 +97,7 @@ func (a *app) installService(system bool, config string) error {
 		}
 	}
 	if u.moves() {
-		if err := a.moveToSystem(); err != nil {
+		if err := a.moveToSystem(ctx); err != nil {
 			return err
 		}
 	}
@@ -126,7 +127,7 @@ func haveManager() error {
 }
 
 // moveToSystem makes what this user joined the machine's.
-func (a *app) moveToSystem() error {
+func (a *app) moveToSystem(ctx context.Context) error {
 	if _, err := user.LookupGroup(serviceName); err != nil {
 		// The group is what lets people use the service. Without useradd systemd makes
 		// a user for the time it runs, and root alone can use it.
@@ -148,7 +149,7 @@ func (a *app) moveToSystem() error {
 	if home := os.Getenv("FWD_HOME"); home != "" {
 		from = daemon.FindHome()
 	}
-	moved, err := daemon.MoveToSystem(from)
+	moved, err := daemon.MoveToSystem(ctx, from)
 	for _, line := range moved {
 		a.out.story("%s", line)
 	}

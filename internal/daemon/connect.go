@@ -130,7 +130,10 @@ func (d *Daemon) connectStdio(ctx context.Context, f *forwarding, req ConnectReq
 	}
 	defer cancel()
 	conn, err := d.dialSession(dialCtx, f)
-	if err != nil {
+	var refused *session.RefusedError
+	if errors.As(err, &refused) {
+		return d.refusal(f, refused)
+	} else if err != nil {
 		return d.unreachable(d.nameOf(f.peer), err)
 	}
 	emit(Event{Event: "open", Service: f.word, Peer: f.peer.String()})
@@ -139,8 +142,38 @@ func (d *Daemon) connectStdio(ctx context.Context, f *forwarding, req ConnectReq
 	local := stream.take()
 	stop := context.AfterFunc(ctx, func() { local.Close() })
 	defer stop()
-	_, _, err = forward.Copy(&framed{Conn: local, r: stream.r}, conn)
+	end := &explained{framed{Conn: local, r: stream.r}}
+	_, _, err = forward.Copy(end, conn)
+	if errors.As(err, &refused) {
+		end.fail(d.refusal(f, refused))
+	} else if err != nil {
+		local.Close()
+	}
 	return err
+}
+
+// An explained connection is not closed by a reset, only stopped: who reset it may tell
+// why first, and closes it.
+type explained struct{ framed }
+
+func (e *explained) Reset() error { return e.SetDeadline(time.Unix(1, 0)) }
+
+// refusal is why a session to f was refused, as an error.
+func (d *Daemon) refusal(f *forwarding, refused *session.RefusedError) *Failure {
+	machine := d.nameOf(f.peer)
+	what := refusalWords(machine, refused)
+	switch refused.Code {
+	case session.Denied:
+		return fail(ExitRefused, "refused", d.offerHint(f), "%s", what)
+	case session.Refused, session.Timeout:
+		return fail(ExitFailed, "target", "see that what is exposed runs on "+machine, "%s", what)
+	}
+	return fail(ExitFailed, "failed", "", "%s", what)
+}
+
+// offerHint is what would let this machine use f's service.
+func (d *Daemon) offerHint(f *forwarding) string {
+	return fmt.Sprintf("on %s: fwd expose … --name %s, or fwd allow %s %s", d.nameOf(f.peer), f.service, f.service, d.nameOf(d.self))
 }
 
 // resolve finds the service's machine on the roster and checks the pin. An

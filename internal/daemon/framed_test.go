@@ -58,10 +58,22 @@ func TestAFramedConnectionThatDiesIsNoCleanEnd(t *testing.T) {
 	}
 }
 
+func TestAFramedConnectionThatIsRefusedSaysWhy(t *testing.T) {
+	a, b := framedPair(t)
+	a.Write([]byte("half of it"))
+	a.fail(fail(ExitRefused, "refused", "fwd allow", "no"))
+	got, err := io.ReadAll(b)
+	var why *Failure
+	if string(got) != "half of it" || !errors.As(err, &why) || why.Exit != ExitRefused || why.Hint != "fwd allow" {
+		t.Errorf("came %q, %v", got, err)
+	}
+}
+
 // FuzzFramed: whatever comes, Read returns, and gives no more than came.
 func FuzzFramed(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 2, 'h', 'i', 0, 0, 0, 0})
 	f.Add([]byte{255, 255, 255, 255})
+	f.Add([]byte("\xff\xff\xff\xff\x00\x00\x00\x0a{\"exit\":4}"))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		c := &framed{r: bufio.NewReader(bytes.NewReader(in))}
 		if out, _ := io.ReadAll(c); len(out) > len(in) {

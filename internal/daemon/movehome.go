@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/gofrs/flock"
 	manet "github.com/multiformats/go-multiaddr/net"
@@ -24,17 +26,24 @@ var stays = []string{"fwd.sock", "fwd.lock", "fwd.log"}
 // MoveToSystem makes the home from the machine's: its state moves, its fwd.toml
 // is copied. What the machine's service has already is never replaced. moved
 // tells what was done, an error or not.
-func MoveToSystem(from Home) (moved []string, err error) {
-	return moveHome(from, SystemHome(), "fwd")
+func MoveToSystem(ctx context.Context, from Home) (moved []string, err error) {
+	return moveHome(ctx, from, SystemHome(), "fwd")
 }
 
-func moveHome(from, to Home, owner string) (moved []string, err error) {
+func moveHome(ctx context.Context, from, to Home, owner string) (moved []string, err error) {
 	if err := os.MkdirAll(to.State, 0o700); err != nil {
 		return nil, fmt.Errorf("make the machine's state folder: %w", err)
 	}
 	if from.HasIdentity() && !to.HasIdentity() && from.State != to.State {
+		// One that only lingers, a minute after the last command, is not in use.
+		if err := yieldToForeground(ctx, from); err != nil {
+			return nil, err
+		}
 		lock := flock.New(from.file("fwd.lock"))
-		if ok, err := lock.TryLock(); err != nil {
+		// Its lock goes a moment after its socket.
+		ctx, cancel := context.WithTimeout(ctx, stopTimeout)
+		defer cancel()
+		if ok, err := lock.TryLockContext(ctx, 20*time.Millisecond); err != nil && ctx.Err() == nil {
 			return nil, fmt.Errorf("lock %s: %w", from.State, err)
 		} else if !ok {
 			return nil, fail(ExitFailed, "already-running", "as its user: fwd stop", "fwd runs in %s, which is to be moved", from.State)

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // What systemd is told: ready when the socket answers, alive while it is, and
@@ -57,7 +58,7 @@ func TestAHomeMovesWholeAndReplacesNothing(t *testing.T) {
 	for _, name := range []string{"identity.key", "roster", "daemon", "fwd.log", "etc/fwd.toml"} {
 		write(t, from.file(name), "%s", name)
 	}
-	moved, err := moveHome(from, to, "nobody-has-this-name")
+	moved, err := moveHome(t.Context(), from, to, "nobody-has-this-name")
 	if err != nil || len(moved) != 2 {
 		t.Fatalf("moved %q, %v", moved, err)
 	}
@@ -78,7 +79,7 @@ func TestAHomeMovesWholeAndReplacesNothing(t *testing.T) {
 	write(t, other.file("identity.key"), "another")
 	write(t, other.Config, "another")
 	for _, home := range []Home{other, from} {
-		if moved, err := moveHome(home, to, ""); err != nil || len(moved) != 0 {
+		if moved, err := moveHome(t.Context(), home, to, ""); err != nil || len(moved) != 0 {
 			t.Errorf("moved %q, %v", moved, err)
 		}
 	}
@@ -89,9 +90,23 @@ func TestAHomeMovesWholeAndReplacesNothing(t *testing.T) {
 
 func TestAHomeInUseIsNotMoved(t *testing.T) {
 	m := newMachine(t)
-	_, err := moveHome(m.home, newHome(t), "")
+	_, err := moveHome(t.Context(), m.home, newHome(t), "")
 	if f := failureOf(err); f.Code != "already-running" || !m.home.HasIdentity() {
 		t.Errorf("got %v", err)
+	}
+}
+
+// Whoever types expose --keep, Ctrl-C and service install in a row need not wait a minute.
+func TestAHomeWhoseDaemonOnlyLingersIsMoved(t *testing.T) {
+	m := &machine{t, newHome(t)}
+	ready := make(chan struct{})
+	m.run(func(ctx context.Context) error {
+		return run(ctx, m.home, options{linger: time.Hour, ready: func() { close(ready) }})
+	})
+	await(t, ready, "the daemon's socket")
+	to := newHome(t)
+	if _, err := moveHome(t.Context(), m.home, to, ""); err != nil || !to.HasIdentity() || m.home.HasIdentity() {
+		t.Errorf("not moved: %v", err)
 	}
 }
 

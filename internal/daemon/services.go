@@ -99,7 +99,7 @@ func (d *Daemon) checkService(ctx context.Context, f *forwarding, local forward.
 	case !o.none():
 		return o, nil
 	}
-	return o, fail(ExitRefused, "refused", fmt.Sprintf("on %s: fwd expose … --name %s, or fwd allow %s %s", machine, f.service, f.service, d.nameOf(d.self)),
+	return o, fail(ExitRefused, "refused", d.offerHint(f),
 		"%s exposes no %s that this machine may use", machine, what)
 }
 

@@ -1,0 +1,165 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"fwd/internal/daemon"
+)
+
+// What the documents tell people to type exists: the command, its flags, and so many
+// words. cli.md is made from the commands anyway.
+func TestDocumentsTellOfCommandsThatExist(t *testing.T) {
+	found := 0
+	for path, text := range documents(t) {
+		for n, line := range strings.Split(text, "\n") {
+			for _, words := range commandsIn(line) {
+				found++
+				if err := typed(words); err != nil {
+					t.Errorf("%s:%d: fwd %s: %v", path, n+1, strings.Join(words, " "), err)
+				}
+			}
+		}
+	}
+	if found < 120 {
+		t.Errorf("only %d commands were found in all documents; are they read right?", found)
+	}
+}
+
+// Nor would the test above pass a document with a mistake in it.
+func TestMistakesInDocumentsAreSeen(t *testing.T) {
+	for _, line := range []string{
+		"    fwd exposse 22",
+		"    nas$ fwd expose 22 --nam nas",
+		"text `fwd connect` and `fwd connect a b c` text",
+		"    FWD_INVITE=$(cat x) sudo fwd up --cfg x",
+		"    rsync -e 'fwd shh' a b",
+		"    ssh vps fwd invite | fwd join --was laptop",
+	} {
+		wrong := 0
+		for _, words := range commandsIn(line) {
+			if typed(words) != nil {
+				wrong++
+			}
+		}
+		if wrong != 1 {
+			t.Errorf("%d mistakes seen in %q", wrong, line)
+		}
+	}
+}
+
+// The configurations in the documents are right.
+func TestDocumentsShowRightConfigurations(t *testing.T) {
+	blocks := regexp.MustCompile("(?ms)^```toml\n(.*?)^```")
+	found := 0
+	for path, text := range documents(t) {
+		for _, block := range blocks.FindAllStringSubmatch(text, -1) {
+			found++
+			file := filepath.Join(t.TempDir(), "fwd.toml")
+			if err := os.WriteFile(file, []byte(block[1]), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := daemon.CheckConfig(daemon.Home{}, file); err != nil {
+				t.Errorf("%s: %v in\n%s", path, err, block[1])
+			}
+		}
+	}
+	if found == 0 {
+		t.Error("no configuration was found")
+	}
+}
+
+// Links within the documents lead somewhere.
+func TestDocumentsLinkWhatIsThere(t *testing.T) {
+	link := regexp.MustCompile(`\]\(([^)#\s]+)[^)]*\)`)
+	for path, text := range documents(t) {
+		for _, m := range link.FindAllStringSubmatch(text, -1) {
+			if strings.Contains(m[1], "://") {
+				continue
+			}
+			if _, err := os.Stat(filepath.Join(filepath.Dir(path), m[1])); err != nil {
+				t.Errorf("%s: %v", path, err)
+			}
+		}
+	}
+}
+
+// documents are the texts for people, by path.
+func documents(t *testing.T) map[string]string {
+	t.Helper()
+	paths, err := filepath.Glob("../../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := map[string]string{}
+	for _, path := range append(paths, "../../README.md", "../../README.zh-CN.md", "../../SECURITY.md") {
+		if filepath.Base(path) == "cli.md" {
+			continue
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list[path] = strings.ReplaceAll(string(b), "\r\n", "\n")
+	}
+	return list
+}
+
+var (
+	inlineCode = regexp.MustCompile("`([^`]+)`")
+	// A command stands at the beginning, after a prompt, in quotes, after a pipe, sudo or
+	// a variable, and in another machine's shell.
+	beforeFwd = regexp.MustCompile(`(?:^|[\w-]+[$#] |^- |['(|] ?|&& |; |sudo |[A-Z_]+=\S+ |\) |=|ssh vps |: |/usr/local/bin/|/volume1/fwd/)fwd ([a-z]|COMMAND)`)
+)
+
+// commandsIn are the words behind each fwd that a line of a document has one type.
+func commandsIn(line string) (list [][]string) {
+	var codes []string
+	if text, ok := strings.CutPrefix(line, "    "); ok {
+		codes = []string{strings.TrimSpace(text)}
+	} else {
+		for _, m := range inlineCode.FindAllStringSubmatch(line, -1) {
+			codes = append(codes, m[1])
+		}
+	}
+	for _, code := range codes {
+		code, _, _ = strings.Cut(code, "  #") // a comment
+		for _, at := range beforeFwd.FindAllStringSubmatchIndex(code, -1) {
+			words := code[at[2]:]
+			if end := strings.IndexAny(words, "|>\"')&;"); end >= 0 {
+				words = words[:end]
+			}
+			words, _, _ = strings.Cut(words, " # ")
+			list = append(list, strings.Fields(words))
+		}
+	}
+	return list
+}
+
+// typed is what fwd would say to these words, without doing anything.
+func typed(words []string) error {
+	if strings.ToUpper(words[0]) == words[0] || words[0] == "…" || words[0] == "--help" {
+		return nil // fwd COMMAND
+	}
+	root := newRoot(&app{out: newOutput(os.Stdout, os.Stderr)})
+	cmd, rest, err := root.Find(words)
+	if err != nil {
+		return err
+	}
+	if cmd == root {
+		return unknownCommand(root, words)
+	}
+	if cmd.DisableFlagParsing || len(rest) == 0 { // a command's name alone tells of it
+		return nil
+	}
+	if err := cmd.ParseFlags(rest); err != nil {
+		return err
+	}
+	if args := cmd.Flags().Args(); len(args) > 0 && !cmd.HasSubCommands() {
+		return cmd.ValidateArgs(args)
+	}
+	return nil
+}
