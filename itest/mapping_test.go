@@ -4,9 +4,12 @@ package itest
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	ma "github.com/multiformats/go-multiaddr"
 
 	"fwd/internal/node"
 	"fwd/itest/lab"
@@ -90,6 +93,31 @@ func (p *player) mapped(want string) (nat node.NATReport) {
 		}
 		if !ok || time.Now().After(end) {
 			p.t.Fatalf("%s: port mapping %q, want %q", p.host.Name(), nat.PortMapping, want)
+		}
+	}
+}
+
+func TestWhoMovesHasPortsMappedInTheNewHome(t *testing.T) {
+	t.Parallel()
+	l := lab.New(t)
+	a, b := l.Home("a", lab.Symmetric, lab.MapsPorts(lab.PCP)), l.Home("b", lab.Symmetric, lab.MapsPorts(lab.NATPMP))
+	relays := oneRelay(t, l)
+	laptop := a.Host("laptop")
+	p := startPlayer(t, laptop, playerSpec{Number: 2, Relays: relays, Mapping: true})
+	p.ready()
+	for _, home := range []*lab.Home{a, b} {
+		if home == b {
+			laptop.MoveTo(b)
+		}
+		at := home.WAN().String()
+		for end := time.Now().Add(time.Minute); ; {
+			nat := p.mapped("mapped")
+			if slices.ContainsFunc(nat.Public, func(m ma.Multiaddr) bool { return strings.Contains(m.String(), at) }) {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatalf("behind %s it tells %v", at, nat.Public)
+			}
 		}
 	}
 }

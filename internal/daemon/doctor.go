@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
-	netroute "github.com/libp2p/go-netroute"
 	ma "github.com/multiformats/go-multiaddr"
 
 	"fwd/internal/doctor"
@@ -227,16 +226,11 @@ func gatewayTowards(relays []doctor.Relay) netip.Addr {
 			}
 		}
 	}
-	table, err := netroute.New()
+	a, err := node.Gateway(to)
 	if err != nil {
 		return netip.Addr{}
 	}
-	_, gateway, _, err := table.Route(to)
-	if err != nil {
-		return netip.Addr{}
-	}
-	a, _ := netip.AddrFromSlice(gateway)
-	return a.Unmap()
+	return a
 }
 
 // proxyWords names the environment's proxy, or says what is wrong with it.

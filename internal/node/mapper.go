@@ -168,7 +168,7 @@ func (m *mapper) use(k *portmap.Keeper, upnp basichost.NATManager) {
 
 // byPackets maps by PCP or NAT-PMP until ctx ends or the router opens no port by them.
 func (m *mapper) byPackets(ctx context.Context) {
-	at, err := gatewayTowards(farAway)
+	at, err := Gateway(farAway)
 	if err != nil {
 		m.log.Debug("no router to map ports", "err", err)
 		return
@@ -261,8 +261,8 @@ func portOn(a ma.Multiaddr) (p portmap.Port, ok bool) {
 // farAway is an address that is routed like any on the internet; nothing is sent there (RFC 5737).
 var farAway = net.IPv4(192, 0, 2, 1)
 
-// gatewayTowards is the next router on the way to an IPv4 address.
-func gatewayTowards(to net.IP) (netip.Addr, error) {
+// Gateway is the next router on the way to an IPv4 address. Nothing is sent.
+func Gateway(to net.IP) (netip.Addr, error) {
 	table, err := netroute.New()
 	if err != nil {
 		return netip.Addr{}, err

@@ -195,7 +195,7 @@ func (v *natView) known(seen map[*link]observation) punch.Report {
 			} else {
 				// The router is in a private network itself: a carrier's, whose other customers may get there.
 				r.Router.Double = true
-				r.LAN = append(r.LAN, a)
+				r.LAN = slices.Insert(r.LAN, min(1, len(r.LAN)), a) // not last: reports are cut
 			}
 		}
 	}
