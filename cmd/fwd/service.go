@@ -120,9 +120,9 @@ func haveManager() error {
 	case "linux-systemd", "darwin-launchd", "windows-service":
 		return nil
 	case "":
-		return failed("run \"fwd up\" from the system's own init; docs/operate.md has examples", "there is no service manager here that fwd knows")
+		return failed("run \"fwd up\" from the system's own init; docs/recipes.md has examples", "there is no service manager here that fwd knows")
 	default:
-		return failed("run \"fwd up\" from the system's own init; docs/operate.md has examples", "fwd writes no service for %s", p)
+		return failed("run \"fwd up\" from the system's own init; docs/recipes.md has examples", "fwd writes no service for %s", p)
 	}
 }
 
