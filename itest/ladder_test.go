@@ -3,6 +3,7 @@
 package itest
 
 import (
+	"strings"
 	"testing"
 
 	"fwd/itest/fwdtest"
@@ -57,6 +58,9 @@ func TestReasonsNameTheMachineAndTheMend(t *testing.T) {
 	reason := s.Forwards[0].Path.Reason
 	contains(t, reason, "Both NATs change ports per destination")
 	contains(t, reason, "at nas-box a random port")
-	contains(t, reason, "Nothing could be tried")
+	// The first, if the punch began before it was known that TCP's ports change as well.
+	if !strings.Contains(reason, "Tried simultaneous open by TCP; nothing came back") && !strings.Contains(reason, "Nothing could be tried") {
+		t.Errorf("%q does not say what was tried", reason)
+	}
 	contains(t, reason, "Would help: turn on UPnP")
 }
