@@ -41,6 +41,10 @@ func TestAnOwnerBehindNATAddsARelayAndFollowsItsMove(t *testing.T) {
 		t.Errorf("it still warns: %q", s.Warnings)
 	}
 
+	if r := w.laptop.Run("join", "--at", "7.0.0.10:4444"); r.Code != 6 {
+		t.Errorf("an address where no relay is: exit %d\n%s", r.Code, r.Stderr)
+	}
+
 	relaying.Interrupt()
 	moved := fwdtest.New(t, l.Public("moved", "7.0.0.20"))
 	moved.Home = vps.Home

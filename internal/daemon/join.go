@@ -249,7 +249,7 @@ func (d *Daemon) joinAt(ctx context.Context, at string, emit func(Event)) error 
 	}
 	for _, r := range others {
 		emit(Event{Event: "progress", Message: "asking for " + d.nameOf(r.Peer) + " at " + at})
-		if err = d.node.ConnectStranger(ctx, peer.AddrInfo{ID: r.Peer, Addrs: addrs}); err != nil {
+		if err = d.node.ConnectAt(ctx, peer.AddrInfo{ID: r.Peer, Addrs: addrs}); err != nil {
 			continue
 		}
 		if err := d.known.SetAddrs(r.Peer, addrs); err != nil {

@@ -360,6 +360,37 @@ func (n *Node) ConnectStranger(ctx context.Context, who peer.AddrInfo) error {
 	return nil
 }
 
+// ConnectAt dials p at those very addresses, whatever connection to it there is already: it is asked whether p is there.
+func (n *Node) ConnectAt(ctx context.Context, p peer.AddrInfo) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	answers := make(chan error, len(p.Addrs))
+	for _, a := range p.Addrs {
+		n.tasks.start(func() {
+			if !sleep(ctx, dialAfter(a)) {
+				answers <- ctx.Err()
+				return
+			}
+			answers <- n.dialDirect(ctx, p.ID, a)
+		})
+	}
+	var errs []error
+	for range p.Addrs {
+		select {
+		case err := <-answers:
+			if err == nil {
+				return nil
+			}
+			errs = append(errs, err)
+		case <-ctx.Done():
+			errs = append(errs, ctx.Err())
+		case <-n.ctx.Done():
+			return fmt.Errorf("connect to %s: this node has ended", p.ID)
+		}
+	}
+	return fmt.Errorf("connect to %s: %w: %w", p.ID, ErrUnreachable, errors.Join(errs...))
+}
+
 // Open opens a stream for proto on the best path to p now, connecting if there is none; kind limits
 // which paths will do. The protocol's name travels with the first bytes, so opening costs no round
 // trip, and a peer that does not speak proto shows at the first read.
