@@ -56,7 +56,7 @@ func newSessionDial(b *testing.B, sink net.Addr) func(context.Context) (Conn, er
 		}})
 	there := session.New(session.Config{Self: "there", Authorize: admit,
 		Open: func(context.Context, peer.ID, session.Want) (session.Stream, error) { return nil, net.ErrClosed }})
-	exit := &Exit{Accept: there.Accept, Lookup: func(peer.ID, string) (Target, error) { return Target{"tcp", sink.String()}, nil }}
+	exit := &Exit{Accept: there.Accept, Lookup: func(peer.ID, string) (Target, error) { return Target{Network: "tcp", Address: sink.String()}, nil }}
 	serve(b, there.Serve)
 	serve(b, here.Serve)
 	serve(b, exit.Serve)
@@ -163,7 +163,7 @@ func newEntry(b *testing.B, dial func(context.Context) (Conn, error)) net.Addr {
 func serveCarrier(ctx context.Context, carrier net.Listener, target net.Addr) error {
 	stop := context.AfterFunc(ctx, func() { carrier.Close() })
 	defer stop()
-	exit := &Exit{Lookup: func(peer.ID, string) (Target, error) { return Target{"tcp", target.String()}, nil }}
+	exit := &Exit{Lookup: func(peer.ID, string) (Target, error) { return Target{Network: "tcp", Address: target.String()}, nil }}
 	return exit.serve(ctx, func(context.Context) (offer, error) {
 		c, err := carrier.Accept()
 		if err != nil {

@@ -225,7 +225,7 @@ func (l *starvedListener) Close() error   { l.once.Do(func() { close(l.closed) }
 func (l *starvedListener) Addr() net.Addr { return memAddr{} }
 
 func TestEntryServesUnixSocket(t *testing.T) {
-	local := Local{"unix", filepath.Join(t.TempDir(), "s")}
+	local := Local{network: "unix", address: filepath.Join(t.TempDir(), "s")}
 	ln, err := local.Listen()
 	if err != nil {
 		t.Fatal(err)
@@ -266,7 +266,7 @@ func TestUnixSocketOfADeadProgramIsReplaced(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		t.Skip("sockets are no files with a mode there")
 	}
-	local := Local{"unix", filepath.Join(t.TempDir(), "s")}
+	local := Local{network: "unix", address: filepath.Join(t.TempDir(), "s")}
 	ln, err := local.Listen()
 	if err != nil {
 		t.Fatal(err)
@@ -291,7 +291,7 @@ func TestListenNeverRemovesWhatIsNoSocket(t *testing.T) {
 	if err := os.WriteFile(file, []byte("dear"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := (Local{"unix", file}).Listen(); err == nil {
+	if _, err := (Local{network: "unix", address: file}).Listen(); err == nil {
 		t.Error("listened on a file")
 	}
 	if b, err := os.ReadFile(file); string(b) != "dear" {

@@ -73,7 +73,7 @@ func TestExitCarriesToItsTarget(t *testing.T) {
 	defer unix.Close()
 	for _, ln := range []net.Listener{tcp, unix} {
 		go echoOnce(ln)
-		target := Target{ln.Addr().Network(), ln.Addr().String()}
+		target := Target{Network: ln.Addr().Network(), Address: ln.Addr().String()}
 		exit := &Exit{Lookup: func(p peer.ID, service string) (Target, error) {
 			if p != alice || service != "echo" {
 				t.Errorf("asked for %q, %q", p, service)
@@ -103,9 +103,9 @@ func TestExitRefusesWithTheRightCode(t *testing.T) {
 		Lookup: func(p peer.ID, service string) (Target, error) {
 			switch service {
 			case "closed":
-				return Target{"tcp", closed.Addr().String()}, nil
+				return Target{Network: "tcp", Address: closed.Addr().String()}, nil
 			case "nosocket":
-				return Target{"unix", filepath.Join(t.TempDir(), "nothing")}, nil
+				return Target{Network: "unix", Address: filepath.Join(t.TempDir(), "nothing")}, nil
 			}
 			return Target{}, fmt.Errorf("%s may not use %q", p, service)
 		},
@@ -163,7 +163,7 @@ func TestExitGivesUpASilentTarget(t *testing.T) {
 
 func TestExitEndsItsSessions(t *testing.T) {
 	ln := newLocalListener(t)
-	exit := &Exit{Lookup: func(peer.ID, string) (Target, error) { return Target{"tcp", ln.Addr().String()}, nil }}
+	exit := &Exit{Lookup: func(peer.ID, string) (Target, error) { return Target{Network: "tcp", Address: ln.Addr().String()}, nil }}
 	open, stop := newExit(t, exit)
 	far, code := open("x")
 	if code != session.OK {

@@ -16,6 +16,7 @@ import (
 //
 //	2222             port on this machine alone, printed as 127.0.0.1:2222; 0: any free one
 //	addr:2222        port on one address; 0.0.0.0:2222 on all of them
+//	8000-8010        eleven ports, addr:8000-8010 too
 //	2222/udp         for UDP alone, where a service has both
 //	unix:/path       unix socket, which only this user may open
 //	-                standard input and output, one connection
@@ -24,7 +25,8 @@ import (
 // What String prints ParseLocal reads back as the same Local.
 type Local struct {
 	network string // "tcp", "udp", "unix", "stdio" or, to be chosen, ""
-	address string // host:port or path
+	address string // host:port or path; of a range its first port
+	more    int    // further ports that follow it
 }
 
 // ParseLocal reads a local address's text form. Its errors say what to write instead.
@@ -44,7 +46,7 @@ func parseLocal(s string) (Local, error) {
 		return Local{network: "stdio"}, nil
 	}
 	if path, ok := strings.CutPrefix(s, "unix:"); ok {
-		return Local{"unix", path}, checkSocketPath(path)
+		return Local{network: "unix", address: path}, checkSocketPath(path)
 	}
 	if strings.Contains(s, "://") {
 		return Local{}, fmt.Errorf("is a URL; write only its port")
@@ -60,11 +62,11 @@ func parseLocal(s string) (Local, error) {
 		s, network = addr, suffix
 	}
 	if !strings.Contains(s, ":") {
-		port, err := parseListenPort(s)
+		port, more, err := parsePorts(s, parseListenPort)
 		if err != nil {
 			return Local{}, err
 		}
-		return Local{network, joinHostPort("127.0.0.1", port)}, nil
+		return Local{network, joinHostPort("127.0.0.1", port), more}, nil
 	}
 	host, port, err := splitHostPort(s)
 	if err != nil {
@@ -76,11 +78,11 @@ func parseLocal(s string) (Local, error) {
 	if _, err := netip.ParseAddr(host); err != nil && host != "localhost" {
 		return Local{}, fmt.Errorf("%q is no address of this machine; write an IP address, or only the port", host)
 	}
-	n, err := parseListenPort(port)
+	n, more, err := parsePorts(port, parseListenPort)
 	if err != nil {
 		return Local{}, err
 	}
-	return Local{network, joinHostPort(host, n)}, nil
+	return Local{network, joinHostPort(host, n), more}, nil
 }
 
 func parseListenPort(s string) (int, error) {
@@ -98,9 +100,22 @@ func (l Local) String() string {
 	case "stdio":
 		return "-"
 	case "udp":
-		return l.address + "/udp"
+		return l.address + rangeEnd(l.Port(), l.more) + "/udp"
 	}
-	return l.address
+	return l.address + rangeEnd(l.Port(), l.more)
+}
+
+// Ports is how many it has: 1, or more in a range.
+func (l Local) Ports() int { return 1 + l.more }
+
+// At is the i-th port of a range by itself, from 0.
+func (l Local) At(i int) Local {
+	if i > 0 {
+		host, _, _ := net.SplitHostPort(l.address)
+		l.address = joinHostPort(host, l.Port()+i)
+	}
+	l.more = 0
+	return l
 }
 
 // Auto reports whether the address is still to be chosen, Stdio whether it is "-".
@@ -112,13 +127,13 @@ func (l Local) Stdio() bool { return l.network == "stdio" }
 func (l Local) UDP() bool { return l.network == "udp" }
 
 // ForUDP is the same address and port for datagrams.
-func (l Local) ForUDP() Local { return Local{"udp", l.address} }
+func (l Local) ForUDP() Local { return Local{"udp", l.address, l.more} }
 
 // Network and Address are what net.Listen takes.
 func (l Local) Network() string { return l.network }
 func (l Local) Address() string { return l.address }
 
-// Port is the port, 0 for any free one and for what has none.
+// Port is the port, the first of a range, 0 for any free one and for what has none.
 func (l Local) Port() int { return portOf(l.network, l.address) }
 
 // LocalOf is the Local that a listener has, with the port that the system chose.
@@ -146,7 +161,7 @@ func (e *ListenError) Error() string {
 
 func (e *ListenError) Unwrap() error { return e.Err }
 
-// Listen opens the local address. A unix socket is made for this user alone; one left
+// Listen opens the local address, which is no range. A unix socket is made for this user alone; one left
 // behind by a dead program is replaced, one in use or a file of another kind is not.
 // The error is a *ListenError.
 func (l Local) Listen() (net.Listener, error) {
@@ -166,7 +181,7 @@ func (l Local) Listen() (net.Listener, error) {
 	return ln, nil
 }
 
-// ListenUDP opens a local address for datagrams. The error is a *ListenError.
+// ListenUDP opens a local address, which is no range, for datagrams. The error is a *ListenError.
 func (l Local) ListenUDP() (*net.UDPConn, error) {
 	l = l.ForUDP()
 	network := "udp"

@@ -14,13 +14,15 @@ import (
 //
 //	22               port of this machine, printed as 127.0.0.1:22
 //	host:22          name, IPv4 or [IPv6] address of a machine the exit can reach
+//	8000-8010        eleven ports, host:8000-8010 too
 //	unix:/path       unix socket
 //	53/udp           the same for UDP, host:53/udp too; /tcp may be written and is not printed
 //
 // What String prints ParseTarget reads back as the same Target.
 type Target struct {
 	Network string // "tcp", "udp" or "unix"
-	Address string // host:port or path, as net.Dial takes them
+	Address string // host:port or path, as net.Dial takes them; of a range its first port
+	More    int    // further ports that follow it
 }
 
 // ParseTarget reads a target's text form. Its errors say what to write instead.
@@ -37,7 +39,7 @@ func parseTarget(s string) (Target, error) {
 		return Target{}, fmt.Errorf("is empty; write a port (22), host:port, or unix:/path")
 	}
 	if path, ok := strings.CutPrefix(s, "unix:"); ok {
-		return Target{"unix", path}, checkSocketPath(path)
+		return Target{Network: "unix", Address: path}, checkSocketPath(path)
 	}
 	if strings.Contains(s, "://") {
 		return Target{}, fmt.Errorf("is a URL; write only its host:port")
@@ -54,11 +56,11 @@ func parseTarget(s string) (Target, error) {
 		network = suffix
 	}
 	if !strings.Contains(addr, ":") {
-		port, err := parsePort(addr)
+		port, more, err := parsePorts(addr, parsePort)
 		if err != nil {
 			return Target{}, err
 		}
-		return Target{network, joinHostPort("127.0.0.1", port)}, nil
+		return Target{network, joinHostPort("127.0.0.1", port), more}, nil
 	}
 	host, port, err := splitHostPort(addr)
 	if err != nil {
@@ -70,11 +72,11 @@ func parseTarget(s string) (Target, error) {
 	if err := checkHost(host); err != nil {
 		return Target{}, err
 	}
-	n, err := parsePort(port)
+	n, more, err := parsePorts(port, parsePort)
 	if err != nil {
 		return Target{}, err
 	}
-	return Target{network, joinHostPort(host, n)}, nil
+	return Target{network, joinHostPort(host, n), more}, nil
 }
 
 // String is the text form.
@@ -82,16 +84,30 @@ func (t Target) String() string {
 	if t.Network == "unix" {
 		return "unix:" + t.Address
 	}
+	text := t.Address + rangeEnd(t.Port(), t.More)
 	if t.Network == "udp" {
-		return t.Address + "/udp"
+		text += "/udp"
 	}
-	return t.Address
+	return text
+}
+
+// At is the i-th port of a range by itself, from 0; every other target has only that.
+func (t Target) At(i int) (_ Target, ok bool) {
+	if i < 0 || i > t.More {
+		return Target{}, false
+	}
+	if i > 0 {
+		host, _, _ := net.SplitHostPort(t.Address)
+		t.Address = joinHostPort(host, t.Port()+i)
+	}
+	t.More = 0
+	return t, true
 }
 
 // UDP reports whether it takes datagrams.
 func (t Target) UDP() bool { return t.Network == "udp" }
 
-// Port is the target's port, 0 for a unix socket.
+// Port is the target's port, the first of a range, 0 for a unix socket.
 func (t Target) Port() int { return portOf(t.Network, t.Address) }
 
 // Dial connects to a target that is not UDP, within [TargetTimeout].
@@ -171,19 +187,12 @@ func parsePort(s string) (int, error) {
 	switch {
 	case s == "":
 		return 0, fmt.Errorf("has no port")
-	case isRange(s):
-		return 0, fmt.Errorf("ranges of ports are not carried yet; name each port by itself")
 	case err != nil && strings.ContainsFunc(s, notDigit):
 		return 0, fmt.Errorf("%q is no port number", s)
 	case err != nil || n == 0:
 		return 0, fmt.Errorf("port %s is outside 1 to 65535", s)
 	}
 	return int(n), nil
-}
-
-func isRange(s string) bool {
-	from, to, ok := strings.Cut(s, "-")
-	return ok && from != "" && to != "" && !strings.ContainsFunc(from+to, notDigit)
 }
 
 func notDigit(r rune) bool  { return r < '0' || r > '9' }

@@ -11,6 +11,9 @@ func TestParseTarget(t *testing.T) {
 		{"22/tcp", "127.0.0.1:22", "ssh"},
 		{"3000", "127.0.0.1:3000", "port-3000"},
 		{"8080", "127.0.0.1:8080", "http"},
+		{"8000-8010", "127.0.0.1:8000-8010", "http"},
+		{"[::1]:7000-7001/udp", "[::1]:7000-7001/udp", "port-7000"},
+		{"host:5-5", "host:5", "port-5"},
 		{"51820/udp", "127.0.0.1:51820/udp", "port-51820"},
 		{"router:53/udp", "router:53/udp", "dns"},
 		{"printer:631", "printer:631", "ipp"},
@@ -45,7 +48,10 @@ func TestTargetMistakesNameTheirMend(t *testing.T) {
 		{"99999999999999999999", "outside 1 to 65535"},
 		{"-1", "no port number"},
 		{"+22", "no port number"},
-		{"8000-8010", "name each port"},
+		{"8010-8000", "8000-8010"},
+		{"1-1025", "at most 1024"},
+		{"8000-99999", "outside"},
+		{"0-5", "outside"},
 		{"22/sctp", "/tcp, /udp"},
 		{"http://localhost:80", "host:port"},
 		{"/var/run/docker.sock", "unix:/var/run/docker.sock"},
@@ -118,7 +124,7 @@ func TestLocalMistakesNameTheirMend(t *testing.T) {
 
 // What parses prints, and what is printed parses to the same.
 func FuzzTarget(f *testing.F) {
-	for _, s := range []string{"22", "53/udp", "host:22", "[::1]:80", "unix:/a b", "[fe80::1%25eth0]:1", "1-2", "a:0"} {
+	for _, s := range []string{"22", "53/udp", "host:22", "[::1]:80", "unix:/a b", "[fe80::1%25eth0]:1", "1-2", "h:1-1024/udp", "a:0"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -135,7 +141,7 @@ func FuzzTarget(f *testing.F) {
 }
 
 func FuzzLocal(f *testing.F) {
-	for _, s := range []string{"2222", "0", "-", "0.0.0.0:22", "[::1]:80", "unix:/a b", "localhost:1", "53/udp", "a:1/udp"} {
+	for _, s := range []string{"2222", "0", "-", "0.0.0.0:22", "[::1]:80", "unix:/a b", "localhost:1", "53/udp", "a:1/udp", "8000-8010", "[::1]:1-2/udp"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

@@ -87,6 +87,7 @@ type ServicesMsg struct {
 type ServiceInfo struct {
 	Name string `json:"name"`
 	Port uint16 `json:"port,omitempty"` // 0: the target has none
+	Last uint16 `json:"last,omitempty"` // of a range of ports that begins with Port
 	UDP  bool   `json:"udp,omitempty"`  // it takes datagrams; the same name may be there for TCP too
 }
 
@@ -98,6 +99,9 @@ func (m ServicesMsg) Check() error {
 	for _, s := range m.Services {
 		if err := CheckName(s.Name); err != nil {
 			return fmt.Errorf("services message: %w", err)
+		}
+		if s.Last != 0 && s.Last <= s.Port {
+			return fmt.Errorf("services message: ports %d to %d of %q", s.Port, s.Last, s.Name)
 		}
 	}
 	return nil

@@ -29,17 +29,19 @@ offline is waited for, unless --timeout says how long. With "-" one connection i
 carried over standard input and output, as ssh wants a ProxyCommand; a machine's name
 then means its service ssh. Several services are NAME:LOCAL each.
 
-A service for UDP has its datagrams carried, each as a whole and none twice; what the path
+A service may be a range of ports; LOCAL is then a range of the same length, or less for
+the first of them. A service for UDP has its datagrams carried, each as a whole and none twice; what the path
 does not take in time is dropped. Where the name is there for TCP and UDP, both appear.`,
 		Example: `fwd connect nas 2222            # then: ssh -p 2222 localhost
 fwd connect web                 # the target's own port, or a free one
 fwd connect nas:2222 web:8080 db:unix:/tmp/db.sock
+fwd connect web 8000-8010       # a service that is a range of ports
 fwd connect wg 51820            # UDP, if that is what the service is
 fwd connect nas 0.0.0.0:8999    # for others too; the exposer must allow this machine
 ssh -o ProxyCommand='fwd connect %h -' nas.fwd`,
 		Annotations: map[string]string{
 			partArgs: "NAME\tservice, as \"fwd ls\" lists it, or SERVICE.MACHINE\n" +
-				"LOCAL\t2222, addr:2222, 2222/udp, unix:/path or -; default the target's own port, or a free one",
+				"LOCAL\t2222, addr:2222, 8000-8010, 2222/udp, unix:/path or -; default the target's own port, or a free one",
 			partExits: "3 4 5 6 7",
 		},
 		Args: oneOrSeveral,
@@ -130,7 +132,7 @@ func (a *app) listening(e daemon.Event, again, several bool) {
 func usage(service string, port int, local string) string {
 	local, udp := strings.CutSuffix(local, "/udp")
 	host, lport, err := net.SplitHostPort(local)
-	if err != nil || strings.HasPrefix(local, "unix:") {
+	if err != nil || strings.HasPrefix(local, "unix:") || strings.Contains(lport, "-") {
 		return ""
 	}
 	if ip := net.ParseIP(host); ip != nil && (ip.IsLoopback() || ip.IsUnspecified()) {

@@ -29,9 +29,10 @@ list.`,
 		Example: `fwd expose 22 --name nas
 fwd expose 192.168.1.7:80 --name printer --allow laptop,tag:office
 fwd expose 51820/udp --name wg
+fwd expose 8000-8010 --name web
 fwd expose unix:/var/run/docker.sock --hold 1h`,
 		Annotations: map[string]string{
-			partArgs:  "TARGET\t22, host:22, [::1]:22, 53/udp, or unix:/path/to/socket",
+			partArgs:  "TARGET\t22, host:22, [::1]:22, 8000-8010, 53/udp, or unix:/path/to/socket",
 			partExits: "4",
 		},
 		Args: words(1, 1),

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	mathrand "math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -42,6 +43,8 @@ import (
 //	finish NAME SIGNAL CODE     sends INT, TERM, HUP or 0, and wants it to end so
 //	killdaemon                  kill -9 of this person's daemon
 //	port VAR                    a free port
+//	ports VAR N                 a range of N free ports; VAR0, VAR1, … are their addresses
+//	hellos VAR N TEXT           servers at such a range, which say TEXT0, TEXT1, …
 //	portof VAR ADDR             the port of an address
 //	hello VAR TEXT              a server that says TEXT and then echoes; its address
 //	hellosocket PATH TEXT       the same at a unix socket
@@ -100,6 +103,8 @@ func TestScripts(t *testing.T) {
 			"finish":       cmdFinish,
 			"killdaemon":   cmdKillDaemon,
 			"port":         cmdPort,
+			"ports":        cmdPorts,
+			"hellos":       cmdHellos,
 			"portof":       cmdPortOf,
 			"hello":        cmdHello,
 			"hellosocket":  cmdHelloSocket,
@@ -344,6 +349,49 @@ func cmdPort(ts *testscript.TestScript, neg bool, args []string) {
 	port, err := freePort()
 	ts.Check(err)
 	ts.Setenv(args[0], strconv.Itoa(port))
+}
+
+// listenRange opens n ports in a row, below those that systems give out by themselves.
+func listenRange(ts *testscript.TestScript, name string, n int) (list []net.Listener) {
+	for range 100 {
+		base := 20000 + mathrand.IntN(10000)
+		for i := range n {
+			ln, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(base+i)))
+			if err != nil {
+				break
+			}
+			list = append(list, ln)
+			ts.Setenv(name+strconv.Itoa(i), ln.Addr().String())
+		}
+		if len(list) == n {
+			ts.Setenv(name, fmt.Sprintf("%d-%d", base, base+n-1))
+			return list
+		}
+		for _, ln := range list {
+			ln.Close()
+		}
+		list = nil
+	}
+	ts.Fatalf("no %d ports in a row are free", n)
+	return nil
+}
+
+func cmdPorts(ts *testscript.TestScript, neg bool, args []string) {
+	n, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	for _, ln := range listenRange(ts, args[0], n) {
+		ln.Close()
+	}
+}
+
+func cmdHellos(ts *testscript.TestScript, neg bool, args []string) {
+	n, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	s := stageOf(ts)
+	for i, ln := range listenRange(ts, args[0], n) {
+		s.listeners = append(s.listeners, ln)
+		go greet(ln, args[2]+strconv.Itoa(i))
+	}
 }
 
 func cmdPortOf(ts *testscript.TestScript, neg bool, args []string) {

@@ -329,6 +329,9 @@ func newLs(a *app) *cobra.Command {
 				if s.Port != 0 {
 					port = strconv.Itoa(s.Port)
 				}
+				if s.Last != 0 {
+					port += "-" + strconv.Itoa(s.Last)
+				}
 				if s.UDP {
 					port += "/udp"
 				}

@@ -337,7 +337,8 @@ type LsEntry struct {
 	Peer    string `json:"peer"`
 	State   string `json:"state"` // online, offline
 	Port    int    `json:"port,omitempty"`
-	UDP     bool   `json:"udp,omitempty"` // datagrams; the same name may be there for TCP too
+	Last    int    `json:"last_port,omitempty"` // of a range that begins with Port
+	UDP     bool   `json:"udp,omitempty"`       // datagrams; the same name may be there for TCP too
 	Path    *Path  `json:"path"`
 }
 

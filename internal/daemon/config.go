@@ -173,13 +173,16 @@ func (c *config) check() error {
 			return fmt.Errorf("[[connect]] %q stands there twice; give each a local address", f.Service.text)
 		case local.Auto():
 			auto[f.Service.text] = true
-		case local.Network() == "tcp" && local.Port() == 0:
-		case locals[local.String()]:
-			return fmt.Errorf("two [[connect]] want %s", local)
 		}
-		locals[local.String()] = true
+		for i := range local.Ports() {
+			one := local.At(i).String()
+			if locals[one] && (local.Network() != "tcp" || local.Port() != 0) {
+				return fmt.Errorf("two [[connect]] want %s", one)
+			}
+			locals[one] = true
+		}
 	}
-	for _, s := range c.Socks {
+	for _, s := range c.Socks { // of one port each
 		local, err := s.request().local()
 		switch {
 		case err != nil:

@@ -112,11 +112,11 @@ func refusalWords(machine string, refused *session.RefusedError) string {
 	return fmt.Sprintf("%s refused a connection to %s: %s", machine, refused.Service, refused.Code)
 }
 
-// dialSession opens one session. The name is pinned to its peer: should the
+// dialSession opens one session, to the port of that place in a range. The name is pinned to its peer: should the
 // roster give it to another meanwhile, the forward stays with the one it began
 // with.
-func (d *Daemon) dialSession(ctx context.Context, f *forwarding) (forward.Conn, error) {
-	return d.sessions.Dial(ctx, f.peer, f.service)
+func (d *Daemon) dialSession(ctx context.Context, f *forwarding, port int) (forward.Conn, error) {
+	return d.sessions.Dial(ctx, f.peer, portWord(f.service, port))
 }
 
 // connectStdio is `connect -`: one session over the control connection.
@@ -129,7 +129,7 @@ func (d *Daemon) connectStdio(ctx context.Context, f *forwarding, req ConnectReq
 		dialCtx, cancel = context.WithTimeout(ctx, req.Timeout)
 	}
 	defer cancel()
-	conn, err := d.dialSession(dialCtx, f)
+	conn, err := d.dialSession(dialCtx, f, 0)
 	var refused *session.RefusedError
 	if errors.As(err, &refused) {
 		return d.refusal(f, refused)

@@ -79,9 +79,9 @@ type Daemon struct {
 	forwards map[*forwarding]bool
 	socks    map[*socks]bool
 	seen     map[peer.ID]sighting
-	expelled bool                 // the owner said that we are off the roster
-	doubted  bool                 // somebody did
-	offered  map[peer.ID][]string // what each exposed for us when last asked
+	expelled bool                               // the owner said that we are off the roster
+	doubted  bool                               // somebody did
+	offered  map[peer.ID][]identity.ServiceInfo // what each exposed for us when last asked
 	askers   map[peer.ID]*rate.Limiter
 	wishes   int
 	idle     *time.Timer // ends the daemon; nil in the foreground
@@ -272,7 +272,7 @@ func open(home Home, log *slog.Logger, level *slog.LevelVar, finish context.Canc
 		forwards: map[*forwarding]bool{},
 		socks:    map[*socks]bool{},
 		seen:     map[peer.ID]sighting{},
-		offered:  map[peer.ID][]string{},
+		offered:  map[peer.ID][]identity.ServiceInfo{},
 		askers:   map[peer.ID]*rate.Limiter{},
 		boot:     rand.Text(),
 		twins:    newTwins(),

@@ -30,7 +30,7 @@ type service struct {
 func (d *Daemon) expose(ctx context.Context, req ExposeRequest, from string, emit func(Event)) error {
 	target, err := forward.ParseTarget(req.Target)
 	if err != nil {
-		return usage("a target is a port (22, 53/udp), host:port, or unix:/path", "%v", err)
+		return usage("a target is a port (22, 53/udp), a range (8000-8010), host:port, or unix:/path", "%v", err)
 	}
 	name := req.Name
 	if name == "" {
@@ -107,7 +107,7 @@ func (d *Daemon) addService(ctx context.Context, svc *service) error {
 func (d *Daemon) changeService(req ExposeRequest) error {
 	target, err := forward.ParseTarget(req.Target)
 	if err != nil {
-		return usage("a target is a port (22, 53/udp), host:port, or unix:/path", "%v", err)
+		return usage("a target is a port (22, 53/udp), a range (8000-8010), host:port, or unix:/path", "%v", err)
 	}
 	words := req.Allow
 	if len(words) == 0 {
@@ -141,7 +141,7 @@ func (d *Daemon) removeService(svc *service) {
 	delete(d.services, svc.key())
 	d.mu.Unlock()
 	d.cut(func(_ peer.ID, service, role string, udp bool) bool {
-		return role == "exit" && serviceKey(service, udp) == svc.key()
+		return role == "exit" && serviceKey(whole(service), udp) == svc.key()
 	}, errors.New("no longer exposed"))
 }
 
@@ -207,11 +207,13 @@ func (d *Daemon) lookupNew(p peer.ID, name string, udp bool) (forward.Target, er
 }
 
 func (d *Daemon) lookupAt(p peer.ID, name string, udp bool) (forward.Target, error) {
+	name, port := splitPort(name)
 	d.mu.Lock()
 	svc := d.services[serviceKey(name, udp)]
 	var allow identity.Allow
+	var target forward.Target
 	if svc != nil {
-		allow = svc.allow
+		allow, target = svc.allow, svc.target
 	}
 	d.mu.Unlock()
 	if svc == nil {
@@ -220,14 +222,18 @@ func (d *Daemon) lookupAt(p peer.ID, name string, udp bool) (forward.Target, err
 	if err := identity.Authorize(d.book.For(p), d.now(), p, d.self, name, allow); err != nil {
 		return forward.Target{}, err
 	}
-	return svc.target, nil
+	one, ok := target.At(port)
+	if !ok {
+		return forward.Target{}, fmt.Errorf("%s has %d ports, not one more at %d", serviceKey(name, udp), 1+target.More, port)
+	}
+	return one, nil
 }
 
 // holdFor is how long the service's connections outlive an outage; 0: as all.
 func (d *Daemon) holdFor(name string) time.Duration {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if svc := d.services[name]; svc != nil {
+	if svc := d.services[whole(name)]; svc != nil {
 		return svc.hold
 	}
 	return 0

@@ -87,18 +87,18 @@ func (d *Daemon) connectLocal(ctx context.Context, f *forwarding, local forward.
 		o = d.kindsRemembered(f.word)
 	}
 	c.port = o.port
-	listener, conn, err := c.listen(o)
+	listeners, conns, err := c.listen(o)
 	if err != nil {
 		return err
 	}
 	d.addForward(f)
 	defer d.removeForward(f)
 	defer c.wait() // ends with ctx, which whoever returns below has ended
-	if listener != nil {
-		c.serveTCP(listener)
+	if len(listeners) > 0 {
+		c.serveTCP(listeners)
 	}
-	if conn != nil {
-		c.serveUDP(conn)
+	if len(conns) > 0 {
+		c.serveUDP(conns)
 	}
 	c.start(func() { d.tellPaths(ctx, f, emit) })
 	if err := d.firstContact(ctx, f, req.Timeout, emit, c.check); err != nil {
@@ -114,6 +114,14 @@ func (c *connecting) check(ctx context.Context) error {
 	o, err := c.d.checkService(ctx, c.f, c.local)
 	if err != nil {
 		return err
+	}
+	switch asked := c.local.Ports(); {
+	case asked > o.ports:
+		return fail(ExitUsage, "ports", fmt.Sprintf("fwd connect %s %s", c.f.word, rangeName(c.local.At(0).String(), o.ports)),
+			"%s has %d port(s), and %d are wanted here", c.f.word, o.ports, asked)
+	case asked < o.ports:
+		last := o.port + o.ports - 1
+		c.note("%s has the ports %d-%d, the first %d of which appear here; for all: fwd connect %s %d-%d", c.f.word, o.port, last, asked, c.f.word, o.port, last)
 	}
 	c.d.rememberKinds(c.f.word, o)
 	c.adapt(o)
@@ -143,17 +151,17 @@ func (c *connecting) adapt(o offer) {
 		return
 	}
 	if udp && hasUDP == nil {
-		if conn, err := at.ListenUDP(); err != nil {
+		if conns, err := listenUDP(at); err != nil {
 			c.note("no datagrams here: %v", err)
 		} else {
-			c.serveUDP(conn)
+			c.serveUDP(conns)
 		}
 	}
 	if tcp && hasTCP == nil {
-		if l, err := at.Listen(); err != nil {
+		if ls, err := listenTCP(at); err != nil {
 			c.note("no connections here: %v", err)
 		} else {
-			c.serveTCP(l)
+			c.serveTCP(ls)
 		}
 	}
 	if !tcp && udp && hasTCP != nil {
@@ -177,24 +185,31 @@ func (c *connecting) note(format string, args ...any) {
 }
 
 // serveTCP takes connections, and serveUDP datagrams, until the forward ends or it is not wanted any more.
-func (c *connecting) serveTCP(l net.Listener) {
-	entry := &forward.Entry{
-		Listener:  l,
-		Dial:      func(ctx context.Context) (forward.Conn, error) { return c.d.dialSession(ctx, c.f) },
-		OnSession: c.d.tellRefusals(c.f, c.emit),
-		Log:       c.d.log.With("service", c.f.word, "peer", c.d.nameOf(c.f.peer)),
-	}
-	if !c.serve(localName(l), false, entry.Serve) {
-		l.Close()
+func (c *connecting) serveTCP(ls []net.Listener) {
+	told := c.d.tellRefusals(c.f, c.emit)
+	log := c.d.log.With("service", c.f.word, "peer", c.d.nameOf(c.f.peer))
+	if !c.serve(rangeName(localName(ls[0]), len(ls)), false, func(ctx context.Context) error {
+		return serveEach(ctx, ls, func(ctx context.Context, i int, l net.Listener) error {
+			entry := &forward.Entry{
+				Listener:  l,
+				Dial:      func(ctx context.Context) (forward.Conn, error) { return c.d.dialSession(ctx, c.f, i) },
+				OnSession: told,
+				Log:       log,
+			}
+			return entry.Serve(ctx)
+		})
+	}) {
+		closeAll(ls)
 	}
 }
 
-func (c *connecting) serveUDP(conn *net.UDPConn) {
-	entry := &forward.UDPEntry{Conn: conn}
-	if !c.serve(conn.LocalAddr().String()+udpSuffix, true, func(ctx context.Context) error {
-		return c.d.serveUDP(ctx, c.f, entry, c.emit)
+func (c *connecting) serveUDP(conns []*net.UDPConn) {
+	if !c.serve(rangeName(conns[0].LocalAddr().String(), len(conns))+udpSuffix, true, func(ctx context.Context) error {
+		return serveEach(ctx, conns, func(ctx context.Context, i int, conn *net.UDPConn) error {
+			return c.d.serveUDP(ctx, c.f, i, &forward.UDPEntry{Conn: conn}, c.emit)
+		})
 	}) {
-		conn.Close()
+		closeAll(conns)
 	}
 }
 
@@ -242,7 +257,7 @@ func (c *connecting) serve(local string, udp bool, run func(context.Context) err
 
 // listen opens the local ends. Without an address asked for it is the one of last time, else the target's own port if it
 // is free, else any free port of loopback.
-func (c *connecting) listen(o offer) (net.Listener, *net.UDPConn, error) {
+func (c *connecting) listen(o offer) ([]net.Listener, []*net.UDPConn, error) {
 	tcp, udp := c.wants(o)
 	if !c.local.Auto() {
 		return c.listenAt(c.local, tcp, udp, true)
@@ -262,23 +277,24 @@ func (c *connecting) listen(o offer) (net.Listener, *net.UDPConn, error) {
 		if err != nil || at.Auto() {
 			continue
 		}
-		l, conn, err := c.listenAt(at, tcp, udp, i == len(candidates)-1)
+		ls, conns, err := c.listenAt(at, tcp, udp, i == len(candidates)-1)
 		if err != nil {
 			continue
 		}
 		got := ""
-		if l != nil {
-			got = l.Addr().String()
+		if len(ls) > 0 {
+			got = ls[0].Addr().String()
 		} else {
-			got = conn.LocalAddr().String()
+			got = conns[0].LocalAddr().String()
 		}
 		if got != remembered {
 			if err := d.state.change(func(s *stateFile) { s.Locals[f.word] = got }); err != nil {
-				closeBoth(l, conn)
+				closeAll(ls)
+				closeAll(conns)
 				return nil, nil, err
 			}
 		}
-		return l, conn, nil
+		return ls, conns, nil
 	}
 	return nil, nil, fail(ExitLocalPort, "port-in-use", "", "no local port is free")
 }
@@ -287,35 +303,28 @@ func (c *connecting) listen(o offer) (net.Listener, *net.UDPConn, error) {
 const freePortTries = 5
 
 // listenAt opens one address for TCP, UDP or both. half: TCP alone will do where another program has the UDP port.
-func (c *connecting) listenAt(at forward.Local, tcp, udp, half bool) (l net.Listener, conn *net.UDPConn, err error) {
+func (c *connecting) listenAt(at forward.Local, tcp, udp, half bool) (ls []net.Listener, conns []*net.UDPConn, err error) {
 	if tcp {
-		if l, err = at.Listen(); err != nil {
+		if ls, err = listenTCP(at); err != nil {
 			return nil, nil, listenFailure(err)
 		}
-		at = forward.LocalOf(l) // a free port that the system chose is the one for both
+		if at.Port() == 0 {
+			at = forward.LocalOf(ls[0]) // a free port that the system chose is the one for both
+		}
 	}
 	if !udp {
-		return l, nil, nil
+		return ls, nil, nil
 	}
-	conn, err = at.ListenUDP()
+	conns, err = listenUDP(at)
 	switch {
 	case err == nil:
-		return l, conn, nil
-	case l != nil && half:
+		return ls, conns, nil
+	case len(ls) > 0 && half:
 		c.note("no datagrams here: %v", err)
-		return l, nil, nil
+		return ls, nil, nil
 	}
-	closeBoth(l, nil)
+	closeAll(ls)
 	return nil, nil, listenFailure(err)
-}
-
-func closeBoth(l net.Listener, conn *net.UDPConn) {
-	if l != nil {
-		l.Close()
-	}
-	if conn != nil {
-		conn.Close()
-	}
 }
 
 func listenFailure(err error) error {

@@ -29,7 +29,7 @@ func (d *Daemon) names(emit func(Event)) error {
 			if e.Peer != d.self && e.Caps&identity.Expose != 0 {
 				d.mu.Lock()
 				for _, s := range d.offered[e.Peer] {
-					n.Services = append(n.Services, s+"."+e.Name)
+					n.Services = append(n.Services, s.Name+"."+e.Name)
 				}
 				d.mu.Unlock()
 			}

@@ -33,14 +33,23 @@ func (d *Daemon) serveServices(s network.Stream) {
 	p := s.Conn().RemotePeer()
 	var reply identity.ServicesMsg
 	d.mu.Lock()
-	services := make([]*service, 0, len(d.services))
+	type offered struct {
+		name string
+		udp  bool
+		more int
+	}
+	services := make([]offered, 0, len(d.services))
 	for _, svc := range d.services {
-		services = append(services, svc)
+		services = append(services, offered{svc.name, svc.target.UDP(), svc.target.More})
 	}
 	d.mu.Unlock()
 	for _, svc := range services {
-		if target, err := d.lookupNew(p, svc.name, svc.target.UDP()); err == nil {
-			reply.Services = append(reply.Services, identity.ServiceInfo{Name: svc.name, Port: uint16(target.Port()), UDP: target.UDP()})
+		if first, err := d.lookupNew(p, svc.name, svc.udp); err == nil {
+			info := identity.ServiceInfo{Name: svc.name, Port: uint16(first.Port()), UDP: svc.udp}
+			if svc.more > 0 {
+				info.Last = info.Port + uint16(svc.more)
+			}
+			reply.Services = append(reply.Services, info)
 		}
 	}
 	slices.SortFunc(reply.Services, func(a, b identity.ServiceInfo) int { return cmp.Compare(a.Name, b.Name) })
@@ -72,12 +81,8 @@ func (d *Daemon) askServices(ctx context.Context, p peer.ID) ([]identity.Service
 	if err := reply.Check(); err != nil {
 		return nil, fmt.Errorf("ask %s for its services: %w", d.nameOf(p), err)
 	}
-	names := make([]string, 0, len(reply.Services))
-	for _, s := range reply.Services {
-		names = append(names, s.Name)
-	}
 	d.mu.Lock()
-	d.offered[p] = names
+	d.offered[p] = reply.Services
 	d.mu.Unlock()
 	return reply.Services, nil
 }
@@ -183,7 +188,7 @@ func (d *Daemon) lsOf(ctx context.Context, roster *identity.Sealed, e identity.E
 	}
 	for _, s := range offered {
 		entry := row(s.Name)
-		entry.State, entry.Port, entry.UDP = "online", int(s.Port), s.UDP
+		entry.State, entry.Port, entry.Last, entry.UDP = "online", int(s.Port), int(s.Last), s.UDP
 		if path, ok := d.node.Path(e.Peer); ok {
 			entry.Path = d.pathOf(path)
 		}

@@ -25,7 +25,8 @@ import (
 // What a name means:
 //
 //	SERVICE.fwd, SERVICE.MACHINE.fwd   the service, at whatever port the program says:
-//	                                   a browser's http://web.fwd is the service at 8080
+//	                                   a browser's http://web.fwd is the service at 8080;
+//	                                   of a range of ports that port, or else the first
 //	MACHINE.fwd:PORT                   the machine's service whose target has that port
 //	NAME.fwd:PORT, NAME being both     the service of that port on the machine, where it
 //	                                   exposes both, else the service NAME
@@ -43,8 +44,8 @@ const socksLinger = time.Minute
 // local is where the request wants to listen.
 func (r SocksRequest) local() (forward.Local, error) {
 	local, err := forward.ParseLocal(cmp.Or(r.Local, DefaultSocks))
-	if err == nil && (local.Stdio() || local.UDP()) {
-		return local, fmt.Errorf("local address %q: SOCKS is for connections to a port or a unix socket", r.Local)
+	if err == nil && (local.Stdio() || local.UDP() || local.Ports() > 1) {
+		return local, fmt.Errorf("local address %q: SOCKS is for connections to one port or a unix socket", r.Local)
 	}
 	return local, err
 }
@@ -105,7 +106,7 @@ func (s *socks) dial(ctx context.Context, host string, port int) (forward.Conn, 
 		return nil, err
 	}
 	release := s.d.node.Hold(p, node.Auto)
-	conn, err := s.d.sessions.Dial(ctx, p, service)
+	conn, err := s.d.sessions.Dial(ctx, p, portWord(service, s.d.placeOf(ctx, p, service, port)))
 	if err != nil {
 		release()
 		return nil, err
@@ -134,7 +135,7 @@ func (s *socks) find(ctx context.Context, host string, port int) (service string
 	// The machine's own word says what its ports are.
 	offered, err := s.d.askServices(ctx, machine.Peer)
 	for _, o := range offered {
-		if int(o.Port) == port && !o.UDP && (o.Name == named || service == "") {
+		if int(o.Port) <= port && port <= max(int(o.Port), int(o.Last)) && !o.UDP && (o.Name == named || service == "") {
 			service = o.Name
 		}
 	}
@@ -147,6 +148,23 @@ func (s *socks) find(ctx context.Context, host string, port int) (service string
 		return "", "", fmt.Errorf("%w: %s exposes no port %d that this machine may use", forward.ErrNothingThere, machine.Name, port)
 	}
 	return s.d.resolve(ctx, service+"."+machine.Name)
+}
+
+// placeOf is the place of a port in the range that a service is, as far as its machine
+// has told; where it never told anything it is asked.
+func (d *Daemon) placeOf(ctx context.Context, p peer.ID, service string, port int) int {
+	d.mu.Lock()
+	offered, known := d.offered[p]
+	d.mu.Unlock()
+	if !known {
+		offered, _ = d.askServices(ctx, p)
+	}
+	for _, o := range offered {
+		if o.Name == service && !o.UDP && int(o.Port) <= port && port <= int(o.Last) {
+			return port - int(o.Port)
+		}
+	}
+	return 0
 }
 
 // findLong is SERVICE.MACHINE. The first time the machine is asked whether it has the

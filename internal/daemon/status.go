@@ -60,8 +60,9 @@ func (d *Daemon) status() Status {
 	inUse := map[peer.ID]bool{}
 	for _, info := range d.sessions.Sessions() {
 		inUse[info.Peer] = true
-		sessionsOf[info.Role+string(info.Peer)+info.Service]++
-		sessionsOf[info.Role+info.Service]++
+		service := whole(info.Service)
+		sessionsOf[info.Role+string(info.Peer)+service]++
+		sessionsOf[info.Role+service]++
 		row := Session{ID: info.ID, Service: info.Service, Machine: d.nameOf(info.Peer), Peer: info.Peer.String(), Role: info.Role, State: info.State,
 			Sent: info.Sent, Received: info.Received, Migrations: info.Migrations, Opened: info.Opened}
 		if path, ok := d.node.PathBy(info.Peer, d.pathKind(info.Peer)); ok && info.State == "open" {
@@ -73,8 +74,9 @@ func (d *Daemon) status() Status {
 	flows := d.flowRows()
 	for _, f := range d.datagrams.Flows() {
 		inUse[f.Peer] = true
-		sessionsOf[f.Role+string(f.Peer)+serviceKey(f.Service, true)]++
-		sessionsOf[f.Role+serviceKey(f.Service, true)]++
+		service := serviceKey(whole(f.Service), true)
+		sessionsOf[f.Role+string(f.Peer)+service]++
+		sessionsOf[f.Role+service]++
 	}
 	s.Sessions = append(s.Sessions, flows...)
 	d.mu.Lock()

@@ -107,11 +107,11 @@ func (d *Daemon) udpExit() *forward.UDPExit {
 }
 
 // serveUDP carries the datagrams of a forward until ctx ends.
-func (d *Daemon) serveUDP(ctx context.Context, f *forwarding, entry *forward.UDPEntry, emit func(Event)) error {
+func (d *Daemon) serveUDP(ctx context.Context, f *forwarding, port int, entry *forward.UDPEntry, emit func(Event)) error {
 	defer d.datagrams.Hold(f.peer)() // a carrier is there when the first datagram comes
 	told := d.refusalTeller(f, emit)
 	entry.Dial = func(back datagram.Sink) (forward.UDPFlow, error) {
-		flow, err := d.datagrams.Dial(f.peer, f.service, back)
+		flow, err := d.datagrams.Dial(f.peer, portWord(f.service, port), back)
 		if err != nil {
 			return nil, err // not flow: a nil *Flow would make a UDPFlow that is not nil
 		}
@@ -131,7 +131,8 @@ func (d *Daemon) serveUDP(ctx context.Context, f *forwarding, entry *forward.UDP
 type offer struct {
 	known    bool
 	tcp, udp bool
-	port     int // of TCP, else of UDP
+	port     int // of TCP, else of UDP; of a range the first
+	ports    int // of a range; of both kinds' the smaller
 }
 
 func (o offer) none() bool { return o.known && !o.tcp && !o.udp }
@@ -142,6 +143,7 @@ func offerOf(list []identity.ServiceInfo, name string) offer {
 	for _, s := range list {
 		switch {
 		case s.Name != name:
+			continue
 		case s.UDP:
 			o.udp = true
 			if !o.tcp {
@@ -149,6 +151,10 @@ func offerOf(list []identity.ServiceInfo, name string) offer {
 			}
 		default:
 			o.tcp, o.port = true, int(s.Port)
+		}
+		ports := 1 + max(int(s.Last), int(s.Port)) - int(s.Port)
+		if o.ports == 0 || ports < o.ports {
+			o.ports = ports
 		}
 	}
 	return o
@@ -194,9 +200,10 @@ func (d *Daemon) cut(match func(p peer.ID, service, role string, udp bool) bool,
 func (d *Daemon) totals() session.Totals {
 	t := d.sessions.Totals()
 	for _, u := range d.datagrams.Totals() {
-		t.Traffic = append(t.Traffic, session.Traffic{Peer: u.Peer, Service: serviceKey(u.Service, true), Role: u.Role,
+		t.Traffic = append(t.Traffic, session.Traffic{Peer: u.Peer, Service: serviceKey(whole(u.Service), true), Role: u.Role,
 			Opened: u.Opened, Sent: u.Sent, Received: u.Received})
 	}
+	t.Traffic = wholeTraffic(t.Traffic)
 	return t
 }
 

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"fmt"
 	"net"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -224,4 +226,38 @@ func reverses(t *testing.T, local string) bool {
 	got := make([]byte, 4)
 	n, _ := c.Read(got)
 	return string(got[:n]) == "cba"
+}
+
+func TestARangeOfUDPPortsIsOneService(t *testing.T) {
+	_, first := newRelay(t)
+	nas, laptop := newMachine(t), newMachine(t)
+	nas.must(JoinRequest{Invite: first, As: "nas"})
+	laptop.must(JoinRequest{Invite: nas.invite(), As: "laptop"})
+	// Two ports in a row, at each end.
+	var target string
+	for target == "" {
+		a := udpEcho(t)
+		host, port, _ := net.SplitHostPort(a)
+		n, _ := strconv.Atoi(port)
+		if c, err := net.ListenPacket("udp", net.JoinHostPort(host, strconv.Itoa(n+1))); err == nil {
+			c.Close()
+			target = a + "-" + strconv.Itoa(n+1) + "/udp"
+		}
+	}
+	nas.hold(ExposeRequest{Target: target, Name: "media"}, "exposed")
+	port, _ := strconv.Atoi(freePort(t))
+	local := laptop.listenings(ConnectRequest{Name: "media", Local: fmt.Sprintf("%d-%d/udp", port, port+1)}, 1)[0]
+	if want := fmt.Sprintf("127.0.0.1:%d-%d/udp", port, port+1); local != want {
+		t.Errorf("listening on %s, want %s", local, want)
+	}
+	if !answers(t, udpClient(t, fmt.Sprintf("127.0.0.1:%d", port)), patience) {
+		t.Error("the first port does not answer")
+	}
+	second := udpClient(t, fmt.Sprintf("127.0.0.1:%d", port+1))
+	second.Write([]byte("nobody is there, but a flow is"))
+	eventually(t, "both are counted as one service's", func() bool {
+		s := nas.status()
+		return s.Services[0].Sessions == 2 && s.Services[0].Target == target && len(s.Sessions) == 2 &&
+			s.Sessions[0].Service+s.Sessions[1].Service == "mediamedia+1"
+	})
 }

@@ -123,6 +123,19 @@ func (w wish) means(request any) bool {
 // meansLocal: a forward is named by its local address, its port alone, or its service;
 // "/udp" behind the address may be left out.
 func meansLocal(word, local, service string) bool {
-	_, port, _ := net.SplitHostPort(withoutUDP(local))
-	return word != "" && (word == local || word == service || withoutUDP(word) == withoutUDP(local) || withoutUDP(word) == port)
+	if word == "" || word == local || word == service {
+		return word != ""
+	}
+	word, local = withoutUDP(word), withoutUDP(local)
+	if _, port, _ := net.SplitHostPort(local); word == local || word == port {
+		return true
+	}
+	l, err := forward.ParseLocal(local)
+	for i := 0; err == nil && l.Ports() > 1 && i < l.Ports(); i++ {
+		one := l.At(i).String()
+		if _, port, _ := net.SplitHostPort(one); word == one || word == port {
+			return true
+		}
+	}
+	return false
 }
