@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,6 +21,10 @@ func udpEcho(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return echoDatagrams(t, c)
+}
+
+func echoDatagrams(t *testing.T, c net.PacketConn) string {
 	var serving sync.WaitGroup
 	t.Cleanup(func() { c.Close(); serving.Wait() })
 	serving.Go(func() {
@@ -240,7 +245,7 @@ func TestARangeOfUDPPortsIsOneService(t *testing.T) {
 		host, port, _ := net.SplitHostPort(a)
 		n, _ := strconv.Atoi(port)
 		if c, err := net.ListenPacket("udp", net.JoinHostPort(host, strconv.Itoa(n+1))); err == nil {
-			c.Close()
+			echoDatagrams(t, c)
 			target = a + "-" + strconv.Itoa(n+1) + "/udp"
 		}
 	}
@@ -250,14 +255,14 @@ func TestARangeOfUDPPortsIsOneService(t *testing.T) {
 	if want := fmt.Sprintf("127.0.0.1:%d-%d/udp", port, port+1); local != want {
 		t.Errorf("listening on %s, want %s", local, want)
 	}
-	if !answers(t, udpClient(t, fmt.Sprintf("127.0.0.1:%d", port)), patience) {
-		t.Error("the first port does not answer")
+	for i := range 2 {
+		if !answers(t, udpClient(t, fmt.Sprintf("127.0.0.1:%d", port+i)), patience) {
+			t.Errorf("port %d of the range does not answer", i)
+		}
 	}
-	second := udpClient(t, fmt.Sprintf("127.0.0.1:%d", port+1))
-	second.Write([]byte("nobody is there, but a flow is"))
 	eventually(t, "both are counted as one service's", func() bool {
 		s := nas.status()
 		return s.Services[0].Sessions == 2 && s.Services[0].Target == target && len(s.Sessions) == 2 &&
-			s.Sessions[0].Service+s.Sessions[1].Service == "mediamedia+1"
+			slices.Contains([]string{s.Sessions[0].Service, s.Sessions[1].Service}, "media+1")
 	})
 }

@@ -14,7 +14,7 @@ const clockOff = 30 * time.Minute
 
 // warnings are what a person should know about this machine, each with its code.
 func (d *Daemon) warnings(now time.Time) []string {
-	list := slices.Concat(d.twins.warnings(now), d.welcomes.warnings())
+	list := append([]string{}, slices.Concat(d.twins.warnings(now), d.welcomes.warnings())...) // never null for scripts
 	if behind := d.book.Now(now).Sub(now); behind > clockOff {
 		list = append(list, fmt.Sprintf("this machine's clock is at least %s slow, by what the network's owner signed: set it; until then there is no QUIC, and so hardly a direct path (clock-wrong)", plainSpan(behind)))
 	}
