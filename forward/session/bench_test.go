@@ -275,11 +275,34 @@ func BenchmarkOpen(b *testing.B) {
 	}
 }
 
-// BenchmarkIdleSession: memory of idle sessions, both ends together, after one echo each; without goroutines of users.
-func BenchmarkIdleSession(b *testing.B) {
-	const count = 10000
+// BenchmarkSessionMemory: bytes of heap and stacks an end of a session costs, without goroutines of users: after one echo,
+// idle; with 64 KiB each way a second; and after its path went with some bytes on the way.
+func BenchmarkSessionMemory(b *testing.B) {
+	const count = 5000
+	heap := func() int64 {
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapInuse + m.StackInuse)
+	}
 	for b.Loop() {
-		c, e := newBenchPair(b, newTCP(b))
+		n := newTCP(b)
+		var mu sync.Mutex
+		var streams []Stream
+		cut := false
+		open := n.open
+		n.open = func(ctx context.Context, proto string) (Stream, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			if cut {
+				return nil, errors.New("no path")
+			}
+			s, err := open(ctx, proto)
+			streams = append(streams, s)
+			return s, err
+		}
+		c, e := newBenchPair(b, n)
 		kept := make(chan *Conn, count)
 		go serve(e, func(c *Conn) {
 			var buf [64]byte
@@ -287,16 +310,8 @@ func BenchmarkIdleSession(b *testing.B) {
 			c.Write(buf[:])
 			kept <- c
 		})
-		heap := func() int64 {
-			runtime.GC()
-			runtime.GC()
-			var m runtime.MemStats
-			runtime.ReadMemStats(&m)
-			return int64(m.HeapInuse + m.StackInuse)
-		}
 		before := heap()
-		var conns []*Conn
-		start := time.Now()
+		var near, far []*Conn
 		for range count {
 			s, err := c.Dial(context.Background(), peerE, "idle")
 			if err != nil {
@@ -307,17 +322,31 @@ func BenchmarkIdleSession(b *testing.B) {
 			if _, err := io.ReadFull(s, buf[:]); err != nil {
 				b.Fatal(err)
 			}
-			conns = append(conns, s)
+			near, far = append(near, s), append(far, <-kept)
 		}
-		took := time.Since(start)
-		for len(kept) < count {
-			time.Sleep(time.Millisecond)
+		b.ReportMetric(float64(heap()-before)/count/2, "B/idle")
+
+		block := make([]byte, 64<<10)
+		for i := range near {
+			for _, way := range [][2]*Conn{{near[i], far[i]}, {far[i], near[i]}} {
+				way[0].Write(block)
+				io.ReadFull(way[1], block)
+			}
 		}
-		b.ReportMetric(float64(heap()-before)/count/2, "B/session-end")
-		b.ReportMetric(count/took.Seconds(), "serial-opens/s")
-		for _, s := range conns {
+		b.ReportMetric(float64(heap()-before)/count/2, "B/used")
+
+		mu.Lock()
+		cut = true
+		for _, s := range streams {
 			s.Reset()
 		}
-		close(kept)
+		mu.Unlock()
+		for _, s := range near {
+			s.Write(block[:16]) // more would wait for the path
+		}
+		b.ReportMetric(float64(heap()-before)/count/2, "B/detached")
+		for _, s := range near {
+			s.Reset()
+		}
 	}
 }
