@@ -182,6 +182,7 @@ func (d *Daemon) resolve(ctx context.Context, word string) (string, peer.ID, err
 	if err := d.belongs(); err != nil {
 		return "", "", err
 	}
+	word = strings.ToLower(word) // names are, as in DNS, the same in capitals
 	roster := d.book.Current()
 	service, p, err := roster.Resolve(word)
 	if err != nil {
