@@ -30,8 +30,9 @@ carried over standard input and output, as ssh wants a ProxyCommand; a machine's
 then means its service ssh. Several services are NAME:LOCAL each.
 
 A service may be a range of ports; LOCAL is then a range of the same length, or less for
-the first of them. A service for UDP has its datagrams carried, each as a whole and none twice; what the path
-does not take in time is dropped. Where the name is there for TCP and UDP, both appear.`,
+the first of them. A service for UDP has its datagrams carried, each as a whole and none
+twice; what the path does not take in time is dropped. Where the name is there for TCP
+and UDP, both appear.`,
 		Example: `fwd connect nas 2222            # then: ssh -p 2222 localhost
 fwd connect web                 # the target's own port, or a free one
 fwd connect nas:2222 web:8080 db:unix:/tmp/db.sock
