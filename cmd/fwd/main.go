@@ -19,6 +19,8 @@ package main
 
 import (
 	"context"
+	"io"
+	"log"
 	"os"
 	"os/signal"
 	"slices"
@@ -30,6 +32,8 @@ import (
 )
 
 func main() {
+	// The mDNS library writes to the standard log, which nothing of ours does, whatever interface cannot do multicast.
+	log.SetOutput(io.Discard)
 	ctx, stop := withSignals(context.Background())
 	status := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 	stop()
