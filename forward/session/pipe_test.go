@@ -256,6 +256,13 @@ func (l *lab) authorize(peer.ID) error {
 	return l.deny
 }
 
+// lose takes the path to p away; "" gives it back.
+func (l *lab) lose(p peer.ID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lost = p
+}
+
 // Open is C's: it hands the far end to E.
 func (l *lab) Open(ctx context.Context, p peer.ID, want Want) (Stream, error) {
 	l.mu.Lock()

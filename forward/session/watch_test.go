@@ -113,7 +113,7 @@ func TestServicesHoldIsShorterThanTheLinks(t *testing.T) {
 		})
 		defer l.close()
 		c, e := l.session()
-		l.lost = peerE
+		l.lose(peerE)
 		l.last().Reset()
 		time.Sleep(59 * time.Second)
 		if is := l.e.Sessions(); len(is) != 1 || is[0].Until.Sub(is[0].Since) != time.Minute {
@@ -124,7 +124,7 @@ func TestServicesHoldIsShorterThanTheLinks(t *testing.T) {
 			t.Fatal("held", err)
 		}
 		// The other end learns it when there is a path again.
-		l.lost = ""
+		l.lose("")
 		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, ErrReset) {
 			t.Fatal("told", err)
 		}
