@@ -78,14 +78,9 @@ func accept(ctx context.Context, log *slog.Logger, l net.Listener, serve func(co
 
 // serveConn takes one local connection to the service and stays until it has ended.
 func (e *Entry) serveConn(ctx context.Context, log *slog.Logger, c net.Conn) {
-	local, ok := c.(Conn)
-	if !ok {
-		log.Error("listener gives connections without half-close", "client", addrOf(c))
-		Reset(c)
+	local := fit(log, c)
+	if local == nil {
 		return
-	}
-	if tc, ok := c.(*net.TCPConn); ok {
-		tc.SetKeepAliveConfig(keepAlive)
 	}
 	far, err := within(ctx, e.Wait, e.Dial)
 	if err != nil {
@@ -96,6 +91,20 @@ func (e *Entry) serveConn(ctx context.Context, log *slog.Logger, c net.Conn) {
 		return
 	}
 	carry(ctx, log, local, far, e.OnSession)
+}
+
+// fit makes a local connection ready to be carried; nil: it cannot be, and is reset.
+func fit(log *slog.Logger, c net.Conn) Conn {
+	local, ok := c.(Conn)
+	if !ok {
+		log.Error("listener gives connections without half-close", "client", addrOf(c))
+		Reset(c)
+		return nil
+	}
+	if tc, ok := c.(*net.TCPConn); ok {
+		tc.SetKeepAliveConfig(keepAlive)
+	}
+	return local
 }
 
 // within dials a session in the time that a local program is let wait.

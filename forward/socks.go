@@ -65,14 +65,9 @@ func (e *SOCKSEntry) Serve(ctx context.Context) error {
 		}),
 	)
 	return accept(ctx, log, e.Listener, func(ctx context.Context, c net.Conn) {
-		local, ok := c.(Conn)
-		if !ok {
-			log.Error("listener gives connections without half-close", "client", addrOf(c))
-			Reset(c)
+		local := fit(log, c)
+		if local == nil {
 			return
-		}
-		if tc, ok := c.(*net.TCPConn); ok {
-			tc.SetKeepAliveConfig(keepAlive)
 		}
 		stop := context.AfterFunc(ctx, func() { Reset(c) })
 		defer stop()

@@ -119,7 +119,7 @@ func (a *app) listening(e daemon.Event, again, several bool) {
 		} else {
 			a.out.answer("listening on %s", e.Local)
 		}
-		if host, _, err := net.SplitHostPort(e.Local); err == nil && !net.ParseIP(host).IsLoopback() && host != "localhost" && !strings.HasPrefix(e.Local, "unix:") {
+		if _, _, others := reached(e.Local); others {
 			a.out.story("note: whoever reaches this machine at that address can use it")
 		}
 		if how := usage(e.Service, e.Port, e.Local); how != "" {
@@ -128,16 +128,27 @@ func (a *app) listening(e daemon.Event, again, several bool) {
 	}
 }
 
+// reached is where this machine's programs reach what listens at local, and whether other machines may, too. An empty
+// host: it is no port.
+func reached(local string) (host, port string, others bool) {
+	host, port, err := net.SplitHostPort(local)
+	if err != nil || strings.HasPrefix(local, "unix:") {
+		return "", "", false
+	}
+	ip := net.ParseIP(host)
+	if ip.IsLoopback() || ip.IsUnspecified() {
+		return "localhost", port, ip.IsUnspecified()
+	}
+	return host, port, host != "localhost"
+}
+
 // usage is what most people type to use a forward: the target's port tells the kind.
 // Empty where there is nothing that everybody would.
 func usage(service string, port int, local string) string {
 	local, udp := strings.CutSuffix(local, "/udp")
-	host, lport, err := net.SplitHostPort(local)
-	if err != nil || strings.HasPrefix(local, "unix:") || strings.Contains(lport, "-") {
+	host, lport, _ := reached(local)
+	if host == "" || strings.Contains(lport, "-") {
 		return ""
-	}
-	if ip := net.ParseIP(host); ip != nil && (ip.IsLoopback() || ip.IsUnspecified()) {
-		host = "localhost"
 	}
 	// Browsers take every name under localhost for this machine (RFC 6761, 6.3), so
 	// that cookies of several services stay apart.

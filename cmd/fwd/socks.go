@@ -2,7 +2,6 @@ package main
 
 import (
 	"net"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -66,16 +65,12 @@ func (a *app) listeningSocks(e daemon.Event, again bool) {
 		a.out.story("listening on %s again", e.Local)
 	default:
 		a.out.answer("listening on %s", e.Local)
-		host, port, err := net.SplitHostPort(e.Local)
-		if err != nil || strings.HasPrefix(e.Local, "unix:") {
+		host, port, others := reached(e.Local)
+		if host == "" {
 			return
 		}
-		ip := net.ParseIP(host)
-		if ip != nil && !ip.IsLoopback() {
+		if others {
 			a.out.story("warning: whoever reaches this machine at that address can use every service that this machine may use")
-		}
-		if ip == nil || ip.IsLoopback() || ip.IsUnspecified() {
-			host = "localhost"
 		}
 		a.out.story("use it: curl --socks5-hostname %s http://NAME.fwd/", net.JoinHostPort(host, port))
 	}

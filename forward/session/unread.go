@@ -50,6 +50,14 @@ func (u *unread) bytes() int64 {
 	return u.n
 }
 
+// drop ends the account.
+func (u *unread) drop() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.all.Add(-u.n)
+	u.n, u.over = 0, true
+}
+
 // counted reads from a stream on a session's account.
 type counted struct {
 	st     io.Reader
@@ -60,14 +68,6 @@ func (r *counted) Read(p []byte) (int, error) {
 	n, err := r.st.Read(p)
 	r.unread.add(-int64(n))
 	return n, err
-}
-
-// drop ends the account.
-func (u *unread) drop() {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.all.Add(-u.n)
-	u.n, u.over = 0, true
 }
 
 // gauge reads along what a lane hands to yamux: heads, and behind those of data as many bytes as they say.
@@ -89,6 +89,10 @@ type gauge struct {
 func (g *gauge) session(stream uint32) *unread {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	return g.sessionLocked(stream)
+}
+
+func (g *gauge) sessionLocked(stream uint32) *unread {
 	u := g.sessions[stream]
 	if u == nil {
 		if g.sessions == nil {
@@ -155,25 +159,19 @@ func (g *gauge) pressed() {
 	}
 }
 
-// begin takes a head in. A stream that yamux refuses was never a session: its account ends with the lane, or when there
-// are more of them than there can be streams.
+// begin takes a head in. A stream that yamux refuses never becomes a session: its account ends with the lane, so there are
+// never more of them than there can be streams.
 func (g *gauge) begin() {
 	kind, flags := g.head[1], binary.BigEndian.Uint16(g.head[2:])
 	stream, length := binary.BigEndian.Uint32(g.head[4:]), binary.BigEndian.Uint32(g.head[8:])
-	if flags&muxSYN != 0 && stream != 0 {
-		g.mu.Lock()
-		full := len(g.sessions) >= maxSessions+backlog
-		g.mu.Unlock()
-		if !full {
-			g.session(stream)
-		}
-	}
-	if kind != muxData {
-		return
-	}
 	g.mu.Lock()
-	g.left, g.of = int64(length), g.sessions[stream]
-	g.mu.Unlock()
+	defer g.mu.Unlock()
+	if flags&muxSYN != 0 && stream != 0 && len(g.sessions) < maxSessions+backlog {
+		g.sessionLocked(stream)
+	}
+	if kind == muxData {
+		g.left, g.of = int64(length), g.sessions[stream]
+	}
 }
 
 // tooMuchUnread says whether sessions hold more than they may.
