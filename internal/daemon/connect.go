@@ -42,6 +42,7 @@ func (d *Daemon) connect(ctx context.Context, req ConnectRequest, from string, e
 	if err != nil {
 		return usage("--path auto, direct or relay", "%v", err)
 	}
+	req.Name = strings.ToLower(req.Name) // names are, as in DNS, the same in capitals
 	emit(Event{Event: "progress", Message: "looking up " + req.Name})
 	service, p, err := d.resolve(ctx, req.Name)
 	if f := new(Failure); local.Stdio() && errors.As(err, &f) && f.Code == "unknown-name" && d.isMachine(req.Name) {
@@ -182,7 +183,6 @@ func (d *Daemon) resolve(ctx context.Context, word string) (string, peer.ID, err
 	if err := d.belongs(); err != nil {
 		return "", "", err
 	}
-	word = strings.ToLower(word) // names are, as in DNS, the same in capitals
 	roster := d.book.Current()
 	service, p, err := roster.Resolve(word)
 	if err != nil {
