@@ -25,6 +25,9 @@ const (
 	maxQueued  = 128 << 10              // bytes queued in yamux before large writes wait; two messages keep the lane busy
 )
 
+// longAgo is a deadline that has passed.
+var longAgo = time.Unix(1, 0)
+
 // Conn is one end of a session. Reads and writes wait while the path is away.
 //
 // The far side's FIN is io.EOF; its reset, or the link's end, is ErrReset; a refusal is *RefusedError.
@@ -43,6 +46,7 @@ type Conn struct {
 	bulky          atomic.Int64 // bytes moved at which the session next counts as bulk
 	bulkAt         atomic.Int64 // when it last did, ns
 	closed         atomic.Bool
+	dead           atomic.Bool // reset from here; set before the deadlines that free who waits
 
 	reading  sync.Mutex
 	answered bool // the exit has said yes
@@ -202,17 +206,16 @@ func (c *Conn) translate(err error) error {
 	switch {
 	case err == nil, err == io.EOF:
 		return err
-	case errors.Is(err, yamux.ErrTimeout):
+	case errors.Is(err, yamux.ErrTimeout) && !c.dead.Load():
 		return os.ErrDeadlineExceeded
+	case errors.Is(err, yamux.ErrTimeout):
+		return c.resetHere()
 	case errors.Is(err, yamux.ErrStreamClosed):
 		return net.ErrClosed
 	case errors.As(err, &far):
 		switch {
 		case !far.Remote:
-			if why := c.cause.Load(); why != nil {
-				return fmt.Errorf("%w: %w", ErrReset, *why)
-			}
-			return net.ErrClosed
+			return c.resetHere()
 		case far.ErrorCode > refusal && far.ErrorCode < refusal+0x100:
 			return &RefusedError{Service: c.name, Code: Code(far.ErrorCode - refusal)}
 		}
@@ -224,13 +227,41 @@ func (c *Conn) translate(err error) error {
 	return ErrReset
 }
 
+// resetHere is the error of a session that we reset.
+func (c *Conn) resetHere() error {
+	if why := c.cause.Load(); why != nil {
+		return fmt.Errorf("%w: %w", ErrReset, *why)
+	}
+	return net.ErrClosed
+}
+
 // CloseWrite ends our direction: the far side reads io.EOF after the last byte.
 func (c *Conn) CloseWrite() error {
 	if c.closed.Load() {
 		return net.ErrClosed
 	}
-	defer c.changed.all()
-	return c.translate(c.st.CloseWrite())
+	k := c.lane.link
+	if k.ctx.Err() != nil {
+		return c.translate(c.st.CloseWrite())
+	}
+	// yamux has no deadline for a FIN that waits for room in a full queue, which may be until there is a path again.
+	// A reset must not wait with it.
+	done := make(chan error, 1)
+	k.e.spawn(func() {
+		done <- c.st.CloseWrite()
+		c.changed.all()
+	})
+	for {
+		changed := c.changed.wait()
+		if c.dead.Load() {
+			return c.resetHere()
+		}
+		select {
+		case err := <-done:
+			return c.translate(err)
+		case <-changed:
+		}
+	}
 }
 
 // Close ends both directions in order: what was written is delivered. If the far side goes on sending
@@ -246,7 +277,7 @@ func (c *Conn) Close() error {
 	release := k.hold()
 	k.remove(c)
 	// A Read under way returns, and lets finish have the stream.
-	c.st.SetReadDeadline(time.Unix(1, 0))
+	c.st.SetReadDeadline(longAgo)
 	k.e.spawn(func() {
 		defer release()
 		c.finish()
@@ -297,8 +328,8 @@ func (c *Conn) cut(why error) {
 	c.abort(0)
 }
 
-// abort resets the stream with a yamux code. The stream is dead to its users before the message is queued, which may wait
-// for the path; hence the goroutine.
+// abort resets the stream with a yamux code. The message may wait for the path in a full queue; hence the goroutine. So
+// may a Read or Write, which a reset alone does not free: a passed deadline does.
 func (c *Conn) abort(code uint32) {
 	k := c.lane.link
 	if k.ctx.Err() != nil {
@@ -308,8 +339,11 @@ func (c *Conn) abort(code uint32) {
 	k.remove(c)
 	k.e.spawn(func() {
 		defer release()
-		defer c.changed.all()
+		c.dead.Store(true)
+		c.st.SetDeadline(longAgo)
+		c.changed.all()
 		c.st.ResetWithError(code)
+		c.changed.all()
 	})
 }
 
@@ -332,7 +366,11 @@ func (c *Conn) SetReadDeadline(t time.Time) error {
 	if c.closed.Load() {
 		return net.ErrClosed
 	}
-	return c.st.SetReadDeadline(t)
+	err := c.st.SetReadDeadline(t)
+	if c.dead.Load() { // abort's stands, whoever came first
+		c.st.SetReadDeadline(longAgo)
+	}
+	return err
 }
 
 // SetWriteDeadline bounds writes, also one under way.
@@ -342,7 +380,11 @@ func (c *Conn) SetWriteDeadline(t time.Time) error {
 	}
 	c.writeBy.Store(&t)
 	defer c.changed.all()
-	return c.st.SetWriteDeadline(t)
+	err := c.st.SetWriteDeadline(t)
+	if c.dead.Load() {
+		c.st.SetWriteDeadline(longAgo)
+	}
+	return err
 }
 
 // Info is the session's state now.

@@ -406,7 +406,7 @@ func (l *lane) partLocked(a *attachment) {
 // retire ends a stream at once. The deadline comes first: it also frees a writer that waits for a
 // connection's queue, which Reset alone does not.
 func retire(s Stream) error {
-	s.SetDeadline(time.Unix(1, 0))
+	s.SetDeadline(longAgo)
 	return s.Reset()
 }
 

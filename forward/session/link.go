@@ -240,8 +240,11 @@ func (k *link) openOn(ctx context.Context, l *lane, service string) (*Conn, erro
 	l.gauge.session(st.StreamID()) // before anything can come
 	o := &open{service: service}
 	k.e.fill(o.id[:])
-	// The write waits only if the lane's queue is full.
-	stop := context.AfterFunc(ctx, func() { st.Reset() })
+	// The write waits only if the lane's queue is full, and then no reset frees it.
+	stop := context.AfterFunc(ctx, func() {
+		st.SetWriteDeadline(longAgo)
+		st.Reset()
+	})
 	n, err := st.Write(o.append(nil))
 	l.queued.Add(int64(n))
 	if !stop() {
