@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -141,9 +143,12 @@ func (d *Daemon) connectStdio(ctx context.Context, f *forwarding, req ConnectReq
 	d.addForward(f)
 	defer d.removeForward(f)
 	local := stream.take()
-	stop := context.AfterFunc(ctx, func() { local.Close() })
+	stop := context.AfterFunc(ctx, func() {
+		local.Close()
+		forward.Reset(conn)
+	})
 	defer stop()
-	end := &explained{framed{Conn: local, r: stream.r}}
+	end := &explained{framed: framed{Conn: local, r: stream.r}, gone: func() { f.end(errClientGone) }}
 	_, _, err = forward.Copy(end, conn)
 	if errors.As(err, &refused) {
 		end.fail(d.refusal(f, refused))
@@ -154,8 +159,33 @@ func (d *Daemon) connectStdio(ctx context.Context, f *forwarding, req ConnectReq
 }
 
 // An explained connection is not closed by a reset, only stopped: who reset it may tell
-// why first, and closes it.
-type explained struct{ framed }
+// why first, and closes it. And it tells of a client that goes: who has ended its own direction is read from no more, and
+// a session that is silent, or waits for a path, would be held for nobody.
+type explained struct {
+	framed
+	gone func()
+}
+
+func (e *explained) Read(p []byte) (int, error) {
+	n, err := e.framed.Read(p)
+	if err == io.EOF {
+		go e.watch() // ends with the connection
+	}
+	return n, err
+}
+
+// watch waits until the client closes, which it may once it has our direction's end.
+func (e *explained) watch() {
+	if _, err := io.Copy(io.Discard, e.r); errors.Is(err, os.ErrDeadlineExceeded) {
+		return // Reset
+	}
+	e.write.Lock()
+	done := e.done
+	e.write.Unlock()
+	if !done {
+		e.gone()
+	}
+}
 
 func (e *explained) Reset() error { return e.SetDeadline(time.Unix(1, 0)) }
 

@@ -430,3 +430,52 @@ func TestStandardInputAndOutputOfAMachineIsItsSSH(t *testing.T) {
 		t.Errorf("with a port of its own a machine's name means nothing: %v", err)
 	}
 }
+
+// A client that goes has its session ended, also when it has nothing more to say and the far side says nothing.
+func TestASessionOverStandardInputEndsWithItsCommand(t *testing.T) {
+	_, first := newRelay(t)
+	nas, laptop := newMachine(t), newMachine(t)
+	nas.must(JoinRequest{Invite: first, As: "nas-box"})
+	laptop.must(JoinRequest{Invite: nas.invite(), As: "laptop"})
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	nas.hold(ExposeRequest{Target: silent.Addr().String(), Name: "idle"}, "exposed")
+	for _, half := range []bool{false, true} {
+		for _, end := range []string{"client", "disconnect"} {
+			c, err := Dial(t.Context(), laptop.home)
+			if err != nil {
+				t.Fatal(err)
+			}
+			conn, err := c.Stream(t.Context(), ConnectRequest{Name: "idle", Local: "-"}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			conn.Write([]byte("x"))
+			if half {
+				conn.(*framed).CloseWrite()
+			}
+			target, err := silent.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			target.SetDeadline(time.Now().Add(patience))
+			for n, err := 0, error(nil); err == nil && (half || n == 0); {
+				n, err = target.Read(make([]byte, 1)) // as far as it was sent
+			}
+			if end == "client" {
+				conn.Close()
+			} else {
+				laptop.must(DisconnectRequest{Local: "idle"})
+			}
+			eventually(t, fmt.Sprintf("the session's end (half-closed %v, ended by %s)", half, end), func() bool {
+				s := laptop.status()
+				return len(s.Sessions)+len(s.Forwards) == 0
+			})
+			conn.Close()
+			target.Close()
+		}
+	}
+}
