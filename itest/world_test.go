@@ -119,16 +119,19 @@ func (w *world) carried() ways {
 // their lanes have been attached to it, not at the instant it is told.
 func (w *world) settle(local string, wanted func(ways) bool) {
 	w.t.Helper()
-	for deadline := time.Now().Add(fwdtest.Limit); ; {
+	for deadline, n := time.Now().Add(fwdtest.Limit), 1; ; n++ {
 		w.lab.ForgetFlows()
-		w.transfer(local, fwdtest.Load{Up: 64 << 10, Down: 64 << 10})
+		r, err := w.data.TransferFrom(w.laptop.Host, local, fwdtest.Load{Up: 64 << 10, Down: 64 << 10})
+		if err != nil {
+			w.t.Fatalf("transfer %d while settling: %v; %+v", n, err, w.laptop.Status().Forwards)
+		}
 		got := w.carried()
 		w.lab.ForgetFlows()
 		if wanted(got) {
 			return
 		}
 		if time.Now().After(deadline) {
-			w.t.Fatalf("after %v still %+v", fwdtest.Limit, got)
+			w.t.Fatalf("after %v and %d transfers still %+v, the last %+v; %+v", fwdtest.Limit, n, got, r, w.laptop.Status().Forwards)
 		}
 	}
 }
