@@ -22,6 +22,8 @@ import (
 //     dialled, or both sides open their NATs, as punching does, but with TCP alone
 //  3. when it is there and measured, watchers are told (Path.Bulk), and what moves much is opened anew
 //  4. it stays there until that connection dies or falls silent: then the path serves again
+//
+// Where no TCP is found, and QUIC is the path, it is spread over several connections (spread.go).
 
 // besideProtocol is punching's, spoken on a direct connection, for a TCP connection beside it.
 const besideProtocol protocol.ID = "/fwd/beside/1"
@@ -51,6 +53,8 @@ type Wish struct {
 type search struct {
 	at      time.Time
 	network context.Context // in which it was made
+	noTCP   bool            // nothing was found so far
+	dialled bool            // a further QUIC connection was, for want of TCP, and it is not there
 }
 
 // chooseBulkLocked settles what carries bulk. A connection that does keeps it while it is alive: under load its round
@@ -82,18 +86,15 @@ const kinds = int(Relay) + 1
 func (l *link) is(kind PathKind) bool { return kind == Auto || (kind == Direct) == l.direct() }
 
 // bestFor is best, for a stream that may move much.
-func (ps *paths) bestFor(p peer.ID, avoid network.Conn, kind PathKind, bulk bool) network.Conn {
+func (ps *paths) bestFor(p peer.ID, avoid network.Conn, kind PathKind, bulk bool) *link {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	if pp := ps.peers[p]; bulk && pp != nil {
 		if l := pp.bulk[kind]; l != nil && l.conn != avoid && !l.silent && !l.conn.IsClosed() {
-			return l.conn
+			return l
 		}
 	}
-	if l := ps.bestLocked(p, avoid, kind); l != nil {
-		return l.conn
-	}
-	return nil
+	return ps.bestLocked(p, avoid, kind)
 }
 
 // seekBeside looks for a connection for bulk, unless there is one or there was none a while ago. It does not wait.
@@ -110,10 +111,10 @@ func (n *Node) seekBeside(p peer.ID, kind PathKind) {
 		return
 	}
 	last := ps.beside[p]
-	if in := n.network.ctx(); last.network == in && time.Since(last.at) < besideAgain[len(besideAgain)-1] {
+	if in := n.network.ctx(); last != nil && last.network == in && time.Since(last.at) < besideAgain[len(besideAgain)-1] {
 		return
 	} else {
-		ps.beside[p] = search{time.Now(), in}
+		ps.beside[p] = &search{at: time.Now(), network: in, noTCP: last != nil && last.noTCP && last.network == in}
 		n.tasks.start(func() { n.seekTCP(in, p) })
 	}
 }
@@ -127,6 +128,8 @@ func (n *Node) seekTCP(ctx context.Context, p peer.ID) {
 			n.measureTCP(ctx, p)
 			return
 		}
+		n.paths.noTCP(p)
+		n.dialMore(p)
 		if i == len(besideAgain) || !sleep(ctx, besideAgain[i]) || !n.paths.has(p, Direct) {
 			return
 		}
@@ -137,7 +140,7 @@ func (n *Node) seekTCP(ctx context.Context, p peer.ID) {
 // measured while much went the same way.
 func (n *Node) measureTCP(ctx context.Context, p peer.ID) {
 	for range measureTimes {
-		if !sleep(ctx, measureEvery) || n.paths.bestFor(p, nil, Direct, true) != n.paths.best(p, nil, Direct) {
+		if !sleep(ctx, measureEvery) || n.paths.bestFor(p, nil, Direct, true) != n.paths.bestFor(p, nil, Direct, false) {
 			return
 		}
 		for _, l := range n.paths.links(p) {

@@ -45,6 +45,8 @@ type measured struct {
 	rtt    time.Duration // 0: no answer yet
 	least  time.Duration // the shortest round trip so far; 0: no answer yet
 	silent bool          // suspected dead; used only if nothing else is there
+
+	further bool // there for bulk, beside another one of its kind
 }
 
 // beats says whether a should be used rather than b.
@@ -62,6 +64,8 @@ func (a measured) beats(b measured) bool {
 		return !clearlyWorse(a.rtt, b.rtt)
 	case b.quic && !a.quic:
 		return clearlyWorse(b.rtt, a.rtt)
+	case a.further != b.further:
+		return b.further // its round trips are those of a queue
 	}
 	return clearlyBetter(a.rtt, b.rtt)
 }
@@ -69,7 +73,12 @@ func (a measured) beats(b measured) bool {
 // carries says whether a, by a transport that the kernel runs, may carry what moves much where b is the path: TCP with TLS
 // moves it at a third of QUIC's CPU time (docs/bench.md), if a is as good a way otherwise.
 func (a measured) carries(b measured) bool {
-	return !a.quic && !a.silent && a.least != 0 && a.class <= b.class &&
+	return !a.quic && a.asGood(b)
+}
+
+// asGood says whether a's way is as short as b's.
+func (a measured) asGood(b measured) bool {
+	return !a.silent && a.least != 0 && a.class <= b.class &&
 		float64(a.least) <= bulkFactor*float64(b.least)+float64(bulkBy)
 }
 

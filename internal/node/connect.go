@@ -413,21 +413,23 @@ func (n *Node) OpenFor(ctx context.Context, p peer.ID, proto protocol.ID, w Wish
 	}
 	kind := w.Kind
 	for {
-		c := n.paths.bestFor(p, avoid, kind, w.Bulk)
-		if c != nil && c == w.Now {
-			return nil, ErrStay
-		}
-		if c == nil {
+		l := n.linkFor(p, proto, w, avoid)
+		if l == nil {
 			if err := n.attempt(ctx, p, kind, avoid); err != nil {
 				return nil, err
 			}
 			continue
 		}
-		s, err := openOn(ctx, c, proto)
+		if l.conn == w.Now {
+			l.opening.Add(-1)
+			return nil, ErrStay
+		}
+		s, err := openOn(ctx, l.conn, proto)
+		l.opening.Add(-1)
 		if err == nil {
 			return s, nil
 		}
-		if ctx.Err() != nil || !c.IsClosed() {
+		if ctx.Err() != nil || !l.conn.IsClosed() {
 			return nil, err
 		}
 	}

@@ -109,6 +109,7 @@ type Path struct {
 	Remote    ma.Multiaddr  // the address at the other end of the wire
 	Relay     peer.ID       // which relay, if relayed
 	Bulk      ma.Multiaddr  // where what moves much goes, if elsewhere; else nil
+	Spread    int           // over how many QUIC connections what moves much can go; 0: it is not spread
 	RTT       time.Duration // smoothed; 0: not measured yet
 	Since     time.Time
 	Reason    string // if relayed: why there is no direct path, as far as known
@@ -155,6 +156,8 @@ type Node struct {
 
 	relays relayLoops
 	dials  relayDials
+
+	sharing sync.Mutex // which link a stream goes by is chosen for one at a time
 
 	mu      sync.Mutex
 	served  bool

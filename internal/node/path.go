@@ -33,6 +33,7 @@ func (n *Node) PathBy(p peer.ID, kind PathKind) (Path, bool) {
 	if l := n.paths.peers[p].bulk[kind]; l != nil {
 		path.Bulk = l.conn.RemoteMultiaddr()
 	}
+	path.Spread = n.paths.spreadLocked(p, kind)
 	return path, true
 }
 

@@ -2,6 +2,7 @@ package node
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -32,10 +33,13 @@ type link struct {
 	silent   bool
 	asked    *inquiry // for a sign of life, under way
 	wins     int      // measurements running at which it was better than the path
+	further  bool     // dialled by us beside another of its kind, for bulk alone
+
+	opening atomic.Int32 // streams for bulk that are being opened
 }
 
 func (l *link) measured() measured {
-	return measured{class: l.class, quic: l.quic, rtt: l.rtt, silent: l.silent, least: l.least}
+	return measured{class: l.class, quic: l.quic, rtt: l.rtt, silent: l.silent, least: l.least, further: l.further}
 }
 
 func (l *link) direct() bool { return l.relay == "" }
@@ -59,7 +63,7 @@ type paths struct {
 	mu       sync.Mutex
 	peers    map[peer.ID]*peerPaths
 	watchers map[*watcher]bool
-	beside   map[peer.ID]search                 // when a way for bulk was last looked for
+	beside   map[peer.ID]*search                // when a way for bulk was last looked for
 	news     map[peer.ID]map[chan struct{}]bool // who waits for any change of a peer's links
 }
 
@@ -68,7 +72,7 @@ func newPaths(n *Node) *paths {
 		node:     n,
 		peers:    make(map[peer.ID]*peerPaths),
 		watchers: make(map[*watcher]bool),
-		beside:   make(map[peer.ID]search),
+		beside:   make(map[peer.ID]*search),
 		news:     make(map[peer.ID]map[chan struct{}]bool),
 	}
 }
@@ -164,7 +168,8 @@ func (ps *paths) chooseLocked(p peer.ID, measured *link) {
 	}
 	ps.chooseBulkLocked(p, pp)
 	now := ps.describeLocked(p, pp)
-	if now.Kind != pp.told.Kind || now.Relay != pp.told.Relay || !sameAddr(now.Remote, pp.told.Remote) || !sameAddr(now.Bulk, pp.told.Bulk) || now.Since != pp.told.Since {
+	if now.Kind != pp.told.Kind || now.Relay != pp.told.Relay || !sameAddr(now.Remote, pp.told.Remote) || !sameAddr(now.Bulk, pp.told.Bulk) ||
+		now.Spread != pp.told.Spread || now.Since != pp.told.Since {
 		ps.tellLocked(PathChange{Peer: p, Old: pp.told, New: now})
 		pp.told = now
 	}
@@ -232,6 +237,7 @@ func (ps *paths) describeLocked(p peer.ID, pp *peerPaths) Path {
 	if l := pp.bulk[Auto]; l != nil {
 		path.Bulk = l.conn.RemoteMultiaddr()
 	}
+	path.Spread = ps.spreadLocked(p, Auto)
 	return path
 }
 

@@ -159,17 +159,49 @@ func measureLossy(t *testing.T, r *report) {
 	for range *rounds {
 		for _, loss := range []float64{0, 0.001, 0.01} {
 			for _, w := range ways.list {
-				shape := wire(rtt, rate, loss)
-				cables[w].Reshape(shape, shape)
-				taken, stop := transfer(t, w, "up", 1)
-				time.Sleep(4 * time.Second) // slow start, and the move to the better path
-				f := rateOf(w, taken, 8*time.Second)
-				stop()
-				cables[w].Reshape(clean, clean)
-				time.Sleep(time.Second) // what was queued is gone
-				r.add(w.name, fmt.Sprintf("loss %g %%", 100*loss), f.rate)
-				t.Logf("loss %g: %s: %.1f Mbit/s %s", loss, w.name, f.rate/1e6, w.path())
+				streams := []int{1}
+				if w.name == udpAlone {
+					streams = []int{1, 4}
+				}
+				for _, n := range streams {
+					shape := wire(rtt, rate, loss)
+					cables[w].Reshape(shape, shape)
+					taken, stop := oneByOne(t, w, n)
+					time.Sleep(4 * time.Second) // slow start, and the move to the better path
+					f := rateOf(w, taken, 8*time.Second)
+					stop()
+					cables[w].Reshape(clean, clean)
+					time.Sleep(time.Second) // what was queued is gone
+					name := w.name
+					if n > 1 {
+						name = fmt.Sprintf("%s, %d streams", name, n)
+					}
+					r.add(name, fmt.Sprintf("loss %g %%", 100*loss), f.rate)
+					t.Logf("loss %g: %s: %.1f Mbit/s %s", loss, name, f.rate/1e6, w.path())
+				}
 			}
+		}
+	}
+}
+
+// oneByOne begins n streams upwards, each when the one before has moved enough to be told from a shell: the next one gets a
+// lane for itself.
+func oneByOne(t *testing.T, w *way, n int) (taken func() int64, stop func()) {
+	const shown = 2 << 20
+	var stops []func()
+	for range n {
+		before := w.server.taken.Load()
+		_, stop := transfer(t, w, "up", 1)
+		stops = append(stops, stop)
+		for deadline := time.Now().Add(fwdtest.Limit); n > 1 && w.server.taken.Load() < before+int64(len(stops))*shown; time.Sleep(20 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: nothing moves", w.name)
+			}
+		}
+	}
+	return w.server.taken.Load, func() {
+		for _, stop := range stops {
+			stop()
 		}
 	}
 }
@@ -208,7 +240,7 @@ func longWays(t *testing.T, l *lab.Lab, line lab.Option) wayList {
 		p := newPair(t, l, line)
 		add(&way{name: raw + ", " + cc, from: p.a, addr: p.far(), server: p.server, pids: nothing, path: noPath, control: cc}, p)
 	}
-	for _, name := range []string{"fwd direct", "fwd direct, UDP alone"} {
+	for _, name := range []string{"fwd direct", udpAlone} {
 		if !wanted(name) {
 			continue
 		}

@@ -58,7 +58,10 @@ func (w *way) dial(t testing.TB) net.Conn {
 	return c
 }
 
-const raw = "raw TCP"
+const (
+	raw      = "raw TCP"
+	udpAlone = "fwd direct, UDP alone"
+)
 
 // newWays builds one internet with a pair of hosts for each way, both in networks without NAT, no delay on any wire.
 func newWays(t *testing.T) []*way {
@@ -76,10 +79,10 @@ func newWays(t *testing.T) []*way {
 			p.homes[0].BlockUDP()
 			return fwdWay(t, l, "fwd direct, TCP alone", p, "auto", "direct")
 		}},
-		{"fwd direct, UDP alone", func() *way {
+		{udpAlone, func() *way {
 			p := newPair(t, l)
 			p.homes[0].BlockTCP()
-			return fwdWay(t, l, "fwd direct, UDP alone", p, "auto", "direct")
+			return fwdWay(t, l, udpAlone, p, "auto", "direct")
 		}},
 		{"fwd relay", func() *way { return fwdWay(t, l, "fwd relay", newPair(t, l), "relay", "relay") }},
 		{"fwd relay, UDP alone", func() *way {
