@@ -5,11 +5,11 @@ import (
 	"testing"
 )
 
-// A roster of 4000 peers fits, and its cost is known.
-func bigRoster(t testing.TB) (*Sealed, *machine) {
+// bigRoster is one of n peers, 4000 of which fit.
+func bigRoster(t testing.TB, n int) (*Sealed, *machine) {
 	r, key := sampleRoster(t)
 	var last *machine
-	for i := len(r.Entries); i < 4000; i++ {
+	for i := len(r.Entries); i < n; i++ {
 		k, id := testKey(t, fmt.Sprint("peer ", i))
 		r.Entries = append(r.Entries, Entry{Peer: id, Name: fmt.Sprint("machine-", i), Caps: Member, Tags: []string{"ops"}})
 		last = &machine{key: k, id: id}
@@ -20,24 +20,28 @@ func bigRoster(t testing.TB) (*Sealed, *machine) {
 }
 
 func TestRosterOfFourThousandPeersFits(t *testing.T) {
-	s, _ := bigRoster(t)
+	s, _ := bigRoster(t, 4000)
 	t.Logf("%d bytes", len(s.Envelope))
 }
 
-func BenchmarkOpenRosterOf4000(b *testing.B) {
-	s, _ := bigRoster(b)
-	for b.Loop() {
-		if _, err := Open(s.Envelope, s.Network); err != nil {
-			b.Fatal(err)
-		}
-	}
-}
-
-func BenchmarkAuthorizeAmong4000(b *testing.B) {
-	s, m := bigRoster(b)
-	for b.Loop() {
-		if err := Authorize(s, t0, m.id, s.Owner, "nas", Allow{Members: true}); err != nil {
-			b.Fatal(err)
+// BenchmarkRoster shows what grows with the number of peers: reading a new roster does, what is asked for each session and
+// each name does not, or by nanoseconds a peer.
+func BenchmarkRoster(b *testing.B) {
+	for _, n := range []int{10, 200, 2000} {
+		s, m := bigRoster(b, n)
+		for name, f := range map[string]func() error{
+			"open":      func() error { _, err := Open(s.Envelope, s.Network); return err },
+			"authorize": func() error { return Authorize(s, t0, m.id, s.Owner, "nas", Allow{Members: true}) },
+			"short":     func() error { _, _, err := s.Resolve("nas"); return err },
+			"long":      func() error { _, _, err := s.Resolve(fmt.Sprint("ssh.machine-", n-1)); return err },
+		} {
+			b.Run(fmt.Sprintf("%s/%d", name, n), func(b *testing.B) {
+				for b.Loop() {
+					if err := f(); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
 		}
 	}
 }

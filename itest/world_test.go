@@ -123,7 +123,7 @@ func (w *world) settle(local string, wanted func(ways) bool) {
 		w.lab.ForgetFlows()
 		r, err := w.data.TransferFrom(w.laptop.Host, local, fwdtest.Load{Up: 64 << 10, Down: 64 << 10})
 		if err != nil {
-			w.t.Fatalf("transfer %d while settling: %v; %+v", n, err, w.laptop.Status().Forwards)
+			w.t.Fatalf("transfer %d while settling: %v; %s", n, err, w.laptop.Run("status", "--json").Stdout)
 		}
 		got := w.carried()
 		w.lab.ForgetFlows()
@@ -131,7 +131,10 @@ func (w *world) settle(local string, wanted func(ways) bool) {
 			return
 		}
 		if time.Now().After(deadline) {
-			w.t.Fatalf("after %v and %d transfers still %+v, the last %+v; %+v", fwdtest.Limit, n, got, r, w.laptop.Status().Forwards)
+			for _, p := range []*fwdtest.Peer{w.laptop, w.nas} {
+				w.t.Logf("%s: %s\n%s", p.Host.Name(), p.Run("status", "--json").Stdout, p.Stacks("internal/punch", "node.(*Node).keep"))
+			}
+			w.t.Fatalf("after %v and %d transfers still %+v, the last took %v", fwdtest.Limit, n, got, r.Took)
 		}
 	}
 }

@@ -161,6 +161,22 @@ func (p *Peer) Log() string {
 	return string(log)
 }
 
+// Stacks ends the background daemon and gives its goroutines, as its last words, that are in one of these functions.
+func (p *Peer) Stacks(in ...string) string {
+	p.t.Helper()
+	if err := syscall.Kill(p.Status().PID, syscall.SIGQUIT); err != nil {
+		p.t.Errorf("%s: %v", p.Host.Name(), err)
+	}
+	for deadline := time.Now().Add(endLimit); len(p.Pids()) > 0 && time.Now().Before(deadline); {
+		time.Sleep(10 * time.Millisecond) // nor does one of what it has written
+	}
+	_, dump, _ := strings.Cut(p.Log(), "SIGQUIT")
+	stacks := strings.Split(dump, "\n\n")
+	return strings.Join(slices.DeleteFunc(stacks, func(s string) bool {
+		return !slices.ContainsFunc(in, func(f string) bool { return strings.Contains(s, f) })
+	}), "\n\n")
+}
+
 // Pids are the processes of this peer that run now: those on its host with its home.
 func (p *Peer) Pids() []int {
 	want := []byte("FWD_HOME=" + p.Home)
