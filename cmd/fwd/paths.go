@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"net"
 	"strconv"
 	"strings"
@@ -23,8 +24,11 @@ func pathWords(p *daemon.Path) string {
 	if p.RTT > 0 {
 		parts = append(parts, millis(p.RTT))
 	}
-	if p.Bulk != "" {
+	switch {
+	case p.Bulk != "":
 		parts = append(parts, "(bulk by tcp)") // the only transport that is sought for it
+	case p.Spread > 1:
+		parts = append(parts, fmt.Sprintf("(bulk by %d connections)", p.Spread))
 	}
 	return strings.Join(strings.Fields(strings.Join(parts, " ")), " ")
 }

@@ -231,6 +231,7 @@ type Path struct {
 	Since     time.Time `json:"since"`
 	Reason    string    `json:"reason"` // why not direct
 	Bulk      string    `json:"bulk"`   // multiaddr by which what moves much goes; empty: the same way
+	Spread    int       `json:"spread"` // how many QUIC connections what moves much can go by; 0: it is not spread
 }
 
 // Status is one snapshot of a running fwd.

@@ -132,7 +132,7 @@ func (d *Daemon) pathsTo(peers map[peer.ID]bool) []PathStatus {
 
 // pathOf is a path as people and scripts are told it.
 func (d *Daemon) pathOf(p node.Path) *Path {
-	out := &Path{Kind: p.Kind, Transport: p.Transport, RTT: millis(p.RTT), Since: p.Since, Reason: p.Reason}
+	out := &Path{Kind: p.Kind, Transport: p.Transport, RTT: millis(p.RTT), Since: p.Since, Reason: p.Reason, Spread: p.Spread}
 	if p.Remote != nil {
 		out.Remote = p.Remote.String()
 	}
