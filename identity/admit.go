@@ -376,6 +376,9 @@ func (r *Roster) replace(v invitation, p peer.ID, now time.Time) error {
 		return errReplacedGone
 	}
 	r.Entries[i].Peer = p
+	if !r.TookOver(v.replace, p) { // it was lost, and its word may be a thief's
+		r.HandOvers = r.HandOvers.without(v.replace)
+	}
 	if v.duration > 0 {
 		r.Entries[i].Expires = now.Add(v.duration)
 	}

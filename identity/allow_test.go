@@ -101,37 +101,30 @@ func TestAllowWordsAreResolvedWhenWritten(t *testing.T) {
 }
 
 func TestPinnedNameMayNotMeanAnother(t *testing.T) {
+	r, _ := sampleRoster(t)
 	path := filepath.Join(t.TempDir(), "known")
 	k, err := OpenKnown(path)
 	must(t, err)
-	oldKey, old := testKey(t, "old")
+	_, old := testKey(t, "old")
 	_, fresh := testKey(t, "fresh")
-	must(t, k.Pin("nas", old))
-	must(t, k.Pin("nas.nas-box", old))
-	must(t, k.Pin("nas", old))
+	must(t, k.Pin("nas", old, r))
+	must(t, k.Pin("nas.nas-box", old, r))
+	must(t, k.Pin("nas", old, r))
 	k, err = OpenKnown(path)
 	must(t, err)
 	var changed *IdentityChangedError
-	if err := k.Pin("nas", fresh); !errors.As(err, &changed) || changed.Was != old || changed.Now != fresh || !strings.Contains(err.Error(), "fwd trust nas") {
+	if err := k.Pin("nas", fresh, r); !errors.As(err, &changed) || changed.Was != old || changed.Now != fresh || !strings.Contains(err.Error(), "fwd trust nas") {
 		t.Fatalf("got %v", err)
 	}
-	must(t, k.Trust("nas", fresh))
-	must(t, k.Pin("nas", fresh))
-	if k.Pin("a b", old) == nil || k.Pin("", old) == nil || k.Pin("x\ny", old) == nil {
+	must(t, k.Trust("nas", fresh, r))
+	must(t, k.Pin("nas", fresh, r))
+	if k.Pin("a b", old, r) == nil || k.Pin("", old, r) == nil || k.Pin("x\ny", old, r) == nil {
 		t.Fatal("a bad name was pinned")
-	}
-
-	word, err := HandOver(oldKey, fresh)
-	must(t, err)
-	must(t, k.HandOver(word))
-	must(t, k.Pin("nas.nas-box", fresh))
-	word[len(word)/2] ^= 1
-	if k.HandOver(word) == nil {
-		t.Fatal("a forged hand-over was taken")
 	}
 }
 
 func TestLastGoodAddressesAreKept(t *testing.T) {
+	r, _ := sampleRoster(t)
 	path := filepath.Join(t.TempDir(), "known")
 	k, err := OpenKnown(path)
 	must(t, err)
@@ -141,7 +134,7 @@ func TestLastGoodAddressesAreKept(t *testing.T) {
 	k.write = fullDisk
 	must(t, k.SetAddrs(p, want)) // nothing new, nothing written
 	wantErr(t, k.SetAddrs(p, want[:1]), errDisk)
-	wantErr(t, k.Pin("nas", p), errDisk)
+	wantErr(t, k.Pin("nas", p, r), errDisk)
 	if got := k.Addrs(p); len(got) != 2 {
 		t.Fatal("what is not on disk counts")
 	}

@@ -3,6 +3,7 @@ package identity
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"strings"
 	"testing"
@@ -72,6 +73,13 @@ func FuzzRosterPayload(f *testing.F) {
 	must(f, err)
 	f.Add(payload)
 	f.Add([]byte(`{"v":1}`))
+	key, _ := testKey(f, "nas-box")
+	h, err := NewHandOver(key, r.Owner, r)
+	must(f, err)
+	r.HandOvers = HandOvers{h}
+	payload, err = formatRoster(r)
+	must(f, err)
+	f.Add(payload)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r, err := parseRoster(b)
 		if err != nil {
@@ -88,6 +96,46 @@ func FuzzRosterPayload(f *testing.F) {
 		twice, err := formatRoster(again)
 		if err != nil || !bytes.Equal(once, twice) {
 			t.Fatalf("%s\n%s\n%v", once, twice, err)
+		}
+	})
+}
+
+func FuzzHandOver(f *testing.F) {
+	r, network := sampleRoster(f)
+	key, _ := testKey(f, "nas-box")
+	h, err := NewHandOver(key, r.Owner, r)
+	must(f, err)
+	f.Add(h.Envelope)
+	beat, err := sealHeartbeat(r, t0, network)
+	must(f, err)
+	f.Add(beat.envelope)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		h, err := openHandOver(b, r.Network)
+		if err == nil && (!bytes.Equal(h.Envelope, b) || h.From == h.To) {
+			t.Fatalf("got %+v", h)
+		}
+	})
+}
+
+// FuzzHandOverPayload goes past the signature.
+func FuzzHandOverPayload(f *testing.F) {
+	r, _ := sampleRoster(f)
+	key, from := testKey(f, "nas-box")
+	f.Add(fmt.Appendf(nil, `{"v":1,"network":"%s","to":"%s","term":1,"epoch":7}`, r.Network, r.Owner))
+	f.Add([]byte(`{"v":1}`))
+	f.Fuzz(func(t *testing.T, payload []byte) {
+		envelope, err := sealBytes(handoverDomain, payload, key)
+		must(t, err)
+		h, err := openHandOver(envelope, r.Network)
+		if err != nil {
+			return
+		}
+		if h.From != from || h.To == from || len(envelope) > maxHandOver {
+			t.Fatalf("got %+v", h)
+		}
+		hs := HandOvers{h}
+		if at, ok := hs.lead(from, edition{}, h.To); !ok || at != h.at {
+			t.Fatal("leads nowhere")
 		}
 	})
 }
@@ -126,6 +174,7 @@ func FuzzKnown(f *testing.F) {
 	_, p := testKey(f, "p")
 	f.Add("pin nas " + p.String() + "\naddr " + p.String() + " /ip4/192.0.2.1/tcp/1\n")
 	f.Add("# comment\n\n")
+	f.Add("pin nas " + p.String() + " 1.12\n")
 	f.Fuzz(func(t *testing.T, s string) {
 		known, err := parseKnown([]byte(s))
 		if err != nil {

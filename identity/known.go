@@ -12,7 +12,6 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
 )
@@ -22,8 +21,6 @@ const (
 	maxKnownPeers = 4096    // peers with addresses: as many as a network has
 	maxKnownAddrs = 16      // of one peer
 	maxPins       = 65536
-
-	handoverDomain = "fwd/handover/1"
 )
 
 // An IdentityChangedError says that a name now means another machine than when it was
@@ -42,6 +39,7 @@ func (e *IdentityChangedError) Error() string {
 // item a line:
 //
 //	pin nas 12D3KooW…
+//	pin web 12D3KooW… 1.12    hand-overs said up to roster 1.12 no longer move it
 //	addr 12D3KooW… /ip4/192.0.2.7/udp/4001/quic-v1 /ip4/…
 type Known struct {
 	path  string
@@ -53,8 +51,14 @@ type Known struct {
 
 // facts are replaced, never altered.
 type facts struct {
-	pins  map[string]peer.ID
+	pins  map[string]pin
 	addrs map[peer.ID][]ma.Multiaddr
+}
+
+// A pin is whom a name means, and since which roster: later hand-overs alone move it.
+type pin struct {
+	peer  peer.ID
+	since edition
 }
 
 // OpenKnown reads the file at path. No file means that nothing is known; a damaged
@@ -71,20 +75,53 @@ func OpenKnown(path string) (*Known, error) {
 	return k, nil
 }
 
-// Pin binds name to p at first use. Later it is nil if the name still means p, and
-// an *IdentityChangedError if not. The name is as the user says it, "nas" and
-// "nas.nas-box" being two.
-func (k *Known) Pin(name string, p peer.ID) error {
+// Pin binds name to p, whom it means by the roster r, at first use. Later it is nil if
+// the name still means p, or if the peer it was pinned to has handed over to p; then p
+// is pinned. If neither it is an *IdentityChangedError. The name is as the user says it,
+// "nas" and "nas.nas-box" being two.
+func (k *Known) Pin(name string, p peer.ID, r *Roster) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	was, ok := k.facts.pins[name]
-	switch {
-	case ok && was == p:
+	if ok && was.peer == p {
 		return nil
-	case ok:
-		return &IdentityChangedError{Name: name, Was: was, Now: p}
 	}
-	return k.setPinsLocked(map[string]peer.ID{name: p})
+	now := pin{p, r.HandOvers.naming(p)}
+	if ok {
+		if now, ok = was.follow(p, r); !ok {
+			return &IdentityChangedError{Name: name, Was: was.peer, Now: p}
+		}
+	}
+	return k.setPinsLocked(map[string]pin{name: now})
+}
+
+// follow is the pin on p, if the hand-overs on the roster lead there.
+func (n pin) follow(p peer.ID, r *Roster) (pin, bool) {
+	at, ok := r.HandOvers.lead(n.peer, n.since, p)
+	return pin{p, at}, ok
+}
+
+// Follow moves each pin whose name means another peer by the roster r to that peer, if
+// the hand-overs lead there. Done with each new roster, it needs no roster to carry a
+// word for ever.
+func (k *Known) Follow(r *Roster) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	moved := map[string]pin{}
+	for name, was := range k.facts.pins {
+		if !r.HandOvers.by(was.peer) {
+			continue
+		}
+		if _, p, err := r.Resolve(name); err == nil && p != was.peer {
+			if now, ok := was.follow(p, r); ok {
+				moved[name] = now
+			}
+		}
+	}
+	if len(moved) == 0 {
+		return nil
+	}
+	return k.setPinsLocked(moved)
 }
 
 // Pinned is the peer that name meant at first use.
@@ -92,23 +129,24 @@ func (k *Known) Pinned(name string) (peer.ID, bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	p, ok := k.facts.pins[name]
-	return p, ok
+	return p.peer, ok
 }
 
-// Trust binds name to p, whatever it meant before.
-func (k *Known) Trust(name string, p peer.ID) error {
+// Trust binds name to p, whatever it meant before. No hand-over of the roster r or before
+// moves it: a person's word is later than theirs. (What r carries was said before r.)
+func (k *Known) Trust(name string, p peer.ID, r *Roster) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.setPinsLocked(map[string]peer.ID{name: p})
+	return k.setPinsLocked(map[string]pin{name: {p, edition{r.Term, r.Epoch - 1}}})
 }
 
-func (k *Known) setPinsLocked(pins map[string]peer.ID) error {
+func (k *Known) setPinsLocked(pins map[string]pin) error {
 	next := facts{pins: maps.Clone(k.facts.pins), addrs: k.facts.addrs}
-	for name, p := range pins {
-		if err := checkPin(name, p); err != nil {
+	for name, n := range pins {
+		if err := checkPin(name, n.peer); err != nil {
 			return fmt.Errorf("pin: %w", err)
 		}
-		next.pins[name] = p
+		next.pins[name] = n
 	}
 	if len(next.pins) > maxPins {
 		return fmt.Errorf("pin: %d names: %w", len(next.pins), ErrTooLarge)
@@ -175,7 +213,7 @@ func writable(a ma.Multiaddr) bool {
 func (k *Known) Forget() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.storeLocked(facts{pins: map[string]peer.ID{}, addrs: map[peer.ID][]ma.Multiaddr{}})
+	return k.storeLocked(facts{pins: map[string]pin{}, addrs: map[peer.ID][]ma.Multiaddr{}})
 }
 
 func (k *Known) storeLocked(next facts) error {
@@ -189,7 +227,11 @@ func (k *Known) storeLocked(next facts) error {
 func (f facts) format() []byte {
 	var b bytes.Buffer
 	for _, name := range slices.Sorted(maps.Keys(f.pins)) {
-		fmt.Fprintf(&b, "pin %s %s\n", name, f.pins[name])
+		fmt.Fprintf(&b, "pin %s %s", name, f.pins[name].peer)
+		if since := f.pins[name].since; since != (edition{}) {
+			fmt.Fprintf(&b, " %s", since)
+		}
+		b.WriteByte('\n')
 	}
 	for _, p := range slices.Sorted(maps.Keys(f.addrs)) {
 		fmt.Fprintf(&b, "addr %s", p)
@@ -202,7 +244,7 @@ func (f facts) format() []byte {
 }
 
 func parseKnown(data []byte) (facts, error) {
-	f := facts{pins: map[string]peer.ID{}, addrs: map[peer.ID][]ma.Multiaddr{}}
+	f := facts{pins: map[string]pin{}, addrs: map[peer.ID][]ma.Multiaddr{}}
 	lines := bufio.NewScanner(bytes.NewReader(data))
 	n := 0
 	for lines.Scan() {
@@ -223,7 +265,7 @@ func parseKnown(data []byte) (facts, error) {
 
 func (f facts) add(words []string) error {
 	switch {
-	case words[0] == "pin" && len(words) == 3:
+	case words[0] == "pin" && (len(words) == 3 || len(words) == 4):
 		p, err := parsePeer(words[2])
 		if err != nil {
 			return err
@@ -231,7 +273,13 @@ func (f facts) add(words []string) error {
 		if _, twice := f.pins[words[1]]; twice {
 			return fmt.Errorf("%s is pinned twice", words[1])
 		}
-		f.pins[words[1]] = p
+		n := pin{peer: p}
+		if len(words) == 4 {
+			if n.since, err = parseEdition(words[3]); err != nil {
+				return err
+			}
+		}
+		f.pins[words[1]] = n
 		return checkPin(words[1], p)
 	case words[0] == "addr" && len(words) >= 3 && len(words) <= 2+maxKnownAddrs:
 		p, err := parsePeer(words[1])
@@ -251,37 +299,4 @@ func (f facts) add(words []string) error {
 		return nil
 	}
 	return fmt.Errorf("neither a pin nor addresses: %.40q", strings.Join(words, " "))
-}
-
-// HandOver is the word of a key's holder that another peer takes its place; pins
-// follow it (Known.HandOver). Nobody else can say so, the network's owner included.
-func HandOver(old crypto.PrivKey, to peer.ID) ([]byte, error) {
-	if _, _, err := ed25519Public(to); err != nil {
-		return nil, fmt.Errorf("hand over: %w", err)
-	}
-	return sealBytes(handoverDomain, []byte(to.String()), old)
-}
-
-// HandOver moves each pin of the peer that signed the hand-over to the one it names.
-func (k *Known) HandOver(envelope []byte) error {
-	payload, signer, err := openBytes(handoverDomain, envelope, maxHeartbeat, "")
-	if err != nil {
-		return fmt.Errorf("hand over: %w", err)
-	}
-	to, err := parsePeer(string(payload))
-	if err != nil {
-		return fmt.Errorf("hand over: %w", err)
-	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	moved := map[string]peer.ID{}
-	for name, p := range k.facts.pins {
-		if p.String() == string(signer) {
-			moved[name] = to
-		}
-	}
-	if len(moved) == 0 {
-		return nil
-	}
-	return k.setPinsLocked(moved)
 }

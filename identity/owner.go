@@ -318,18 +318,64 @@ func (o *Owner) saveLocked(l ledger) error {
 	return nil
 }
 
-// Revoke puts p off the network: the next epoch is without it and has a new discovery
-// key. The owner itself cannot be revoked (ErrNotAllowed).
+// Revoke puts p off the network: the next epoch is without it, and without its
+// hand-over, for its key may be in wrong hands, and has a new discovery key. The owner
+// itself cannot be revoked (ErrNotAllowed).
 func (o *Owner) Revoke(p peer.ID, now time.Time) error {
 	_, err := o.Update(now, func(r *Roster) error {
-		i := r.index(p)
-		switch {
-		case p == r.Owner:
-			return fmt.Errorf("revoke %s: %w: it is the network's owner", p, ErrNotAllowed)
-		case i < 0:
-			return fmt.Errorf("revoke %s: %w", p, ErrUnknownName)
-		}
-		r.Entries = slices.Delete(r.Entries, i, i+1)
+		r.HandOvers = r.HandOvers.without(p)
+		return r.remove(p)
+	})
+	return err
+}
+
+// Leave is Revoke by p's own wish: its hand-over stays.
+func (o *Owner) Leave(p peer.ID, now time.Time) error {
+	_, err := o.Update(now, func(r *Roster) error { return r.remove(p) })
+	return err
+}
+
+func (r *Roster) remove(p peer.ID) error {
+	i := r.index(p)
+	switch {
+	case p == r.Owner:
+		return fmt.Errorf("revoke %s: %w: it is the network's owner", p, ErrNotAllowed)
+	case i < 0:
+		return fmt.Errorf("revoke %s: %w", p, ErrUnknownName)
+	}
+	r.Entries = slices.Delete(r.Entries, i, i+1)
+	return nil
+}
+
+// HandOver puts p's word that another peer takes its place on the roster, for all to
+// know. from is who brought it, as its connection proves: nobody brings another's, so
+// that none is kept back and used later. The other peer need not be on the roster yet.
+func (o *Owner) HandOver(from peer.ID, envelope []byte, now time.Time) error {
+	h, err := openHandOver(envelope, o.Network())
+	if err != nil {
+		return err
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	cur, err := o.currentLocked()
+	if err != nil {
+		return err
+	}
+	e, ok := cur.Entry(h.From)
+	held := func(w HandOver) bool { return bytes.Equal(w.Envelope, envelope) }
+	later := func(w HandOver) bool { return w.From == h.From && !h.at.after(w.at) }
+	switch {
+	case h.From != from, !ok, e.Caps&Expose == 0, e.expired(o.book.Now(now)):
+		return fmt.Errorf("hand-over by %s: %w", h.From, ErrNotAllowed)
+	case h.at.after(cur.edition()):
+		return fmt.Errorf("hand-over of roster %s, holding %s: %w", h.at, cur.edition(), ErrNotAllowed)
+	case slices.ContainsFunc(cur.HandOvers, held):
+		return nil
+	case !h.at.after(cur.HandOvers.naming(h.From)), slices.ContainsFunc(cur.HandOvers, later):
+		return fmt.Errorf("hand-over of roster %s: %w", h.at, ErrOlder)
+	}
+	_, err = o.updateLocked(now, func(r *Roster) error {
+		r.HandOvers = r.HandOvers.with(h).latest(maxHandOvers)
 		return nil
 	})
 	return err
@@ -394,8 +440,8 @@ func (i RelayInfo) equal(o RelayInfo) bool {
 }
 
 // ClaimService gives a short name to the first peer that asks: to others it is
-// ErrNameTaken from then on. Whether a default name such as ssh should have a short
-// form is decided by who asks.
+// ErrNameTaken from then on, but for the one to which its holder handed over. Whether a
+// default name such as ssh should have a short form is decided by who asks.
 func (o *Owner) ClaimService(p peer.ID, service string, now time.Time) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -410,7 +456,7 @@ func (o *Owner) ClaimService(p peer.ID, service string, now time.Time) error {
 		if err := CheckName(service); err != nil {
 			return fmt.Errorf("claim service: %w", err)
 		}
-		if holder, ok := r.Services[service]; ok {
+		if holder, ok := r.Services[service]; ok && !r.TookOver(holder, p) {
 			return fmt.Errorf("claim service: %w: %s belongs to %s", ErrNameTaken, service, r.nameOf(holder))
 		}
 		// A machine's name is no service's but its own: `ssh nas-box.fwd` must not lead
@@ -567,11 +613,30 @@ func merge(base, cur, late *Roster) *Roster {
 			next.Relays = append(next.Relays, relay)
 		}
 	}
+	next.HandOvers = nil
+	for _, h := range slices.Concat(late.HandOvers, cur.HandOvers) {
+		if !cur.revoked(h.From, base) && !late.revoked(h.From, base) {
+			next.HandOvers = next.HandOvers.with(h)
+		}
+	}
+	next.HandOvers = next.HandOvers.latest(maxHandOvers)
 	if !bytes.Equal(cur.DiscoveryKey, base.DiscoveryKey) && !bytes.Equal(cur.DiscoveryKey, late.DiscoveryKey) {
 		next.rotate()
 		next.DiscoveryKey = bytes.Clone(cur.DiscoveryKey)
 	}
 	return next
+}
+
+// revoked tells whether p left since base without a hand-over that stays.
+func (r *Roster) revoked(p peer.ID, base *Roster) bool {
+	return base.index(p) >= 0 && r.index(p) < 0 && !r.HandOvers.by(p)
+}
+
+// TookOver tells whether p has the place that old had, by the word of old or of who came
+// between them.
+func (r *Roster) TookOver(old, p peer.ID) bool {
+	_, ok := r.HandOvers.lead(old, r.HandOvers.naming(old), p)
+	return ok
 }
 
 // ensure puts the owner on the roster, as it was in old or else as an admin.

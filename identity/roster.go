@@ -144,6 +144,7 @@ type Roster struct {
 	Entries          []Entry
 	Relays           []RelayInfo
 	Services         map[string]peer.ID // short names and who owns them
+	HandOvers        HandOvers          // who took whose place, said by the old key
 	For              peer.ID            // empty: the whole roster
 }
 
@@ -231,6 +232,7 @@ func (r *Roster) clone() *Roster {
 		c.Entries[i] = c.Entries[i].clone()
 	}
 	c.Relays = slices.Clone(r.Relays)
+	c.HandOvers = slices.Clone(r.HandOvers)
 	c.Services = maps.Clone(r.Services)
 	if c.Services == nil {
 		c.Services = map[string]peer.ID{}

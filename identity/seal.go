@@ -175,6 +175,8 @@ type rosterText struct {
 	Relays   []relayText       `json:"relays,omitempty"`
 	Services map[string]string `json:"services,omitempty"`
 	For      string            `json:"for,omitempty"`
+
+	HandOvers [][]byte `json:"hand_overs,omitempty"`
 }
 
 type entryText struct {
@@ -200,7 +202,7 @@ func formatRoster(r *Roster) ([]byte, error) {
 	t := rosterText{
 		V: 1, Network: r.Network, Name: r.Name, Owner: r.Owner.String(),
 		Term: r.Term, Epoch: r.Epoch, Issued: unixMilli(r.Issued),
-		Key: r.DiscoveryKey, OldKeys: r.OldDiscoveryKeys, Peers: []entryText{},
+		Key: r.DiscoveryKey, OldKeys: r.OldDiscoveryKeys, Peers: []entryText{}, HandOvers: r.HandOvers.envelopes(),
 	}
 	if r.For != "" {
 		t.For = r.For.String()
@@ -279,7 +281,8 @@ func (t *rosterText) roster() (*Roster, error) {
 			return nil, fmt.Errorf("service %.80q: %w", name, err)
 		}
 	}
-	return r, nil
+	r.HandOvers, err = openHandOvers(t.HandOvers, t.Network)
+	return r, err
 }
 
 func (e Entry) text() entryText {

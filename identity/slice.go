@@ -16,8 +16,8 @@ const (
 )
 
 // slice is what one guest may see of the roster: itself, the relays, the owner, the
-// peers it may use, and the short names of the services it may use. Tags and other
-// peers' grants are none of its business.
+// peers it may use, the short names of the services it may use, and whose place those
+// peers took. Tags and other peers' grants are none of its business.
 func (r *Roster) slice(guest Entry) *Roster {
 	s := *r
 	s.For, s.Entries, s.Services = guest.Peer, nil, map[string]peer.ID{}
@@ -43,6 +43,11 @@ func (r *Roster) slice(guest Entry) *Roster {
 			s.Services[name] = p
 		}
 	}
+	seen := map[peer.ID]bool{}
+	for _, e := range s.Entries {
+		seen[e.Peer] = true
+	}
+	s.HandOvers = r.HandOvers.concerning(seen).latest(maxSliceHandOvers)
 	return &s
 }
 

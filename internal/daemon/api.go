@@ -141,6 +141,10 @@ type (
 	OwnerMoveRequest struct {
 		Peer string `json:"peer"`
 	}
+	// HandOverRequest: another machine takes this one's place, by name or peer ID.
+	HandOverRequest struct {
+		Peer string `json:"peer"`
+	}
 	LeaveRequest struct {
 		Purge bool `json:"purge,omitempty"` // the identity key too
 	}

@@ -260,7 +260,7 @@ func (d *Daemon) pathKind(p peer.ID) node.PathKind {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for f := range d.forwards {
-		if f.peer == p && f.kind != node.Auto {
+		if f.peer() == p && f.kind != node.Auto {
 			return f.kind
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -23,16 +24,19 @@ import (
 // A forwarding is one local listener and the service behind it, as long as the
 // wish for it lasts.
 type forwarding struct {
-	word            string // as the person wrote it
-	service         string // on its machine
-	peer            peer.ID
-	local, localUDP string        // where it listens, as told; under Daemon.mu
-	kind            node.PathKind // under Daemon.mu: changeForward
-	from            string        // command, kept, config
-	release         func()        // of the hold on the peer; under Daemon.mu
+	word            string                  // as the person wrote it
+	service         string                  // on its machine
+	far             atomic.Pointer[peer.ID] // see peer
+	local, localUDP string                  // where it listens, as told; under Daemon.mu
+	kind            node.PathKind           // under Daemon.mu: changeForward
+	from            string                  // command, kept, config
+	release         func()                  // of the hold on the peer; under Daemon.mu
 	end             context.CancelCauseFunc
 	ended           chan struct{} // closed when it listens no more
 }
+
+// peer is the machine that new connections go to.
+func (f *forwarding) peer() peer.ID { return *f.far.Load() }
 
 // connect carries out `fwd connect` and lasts until ctx ends.
 func (d *Daemon) connect(ctx context.Context, req ConnectRequest, from string, emit func(Event), stream *wishStream) error {
@@ -60,7 +64,8 @@ func (d *Daemon) connect(ctx context.Context, req ConnectRequest, from string, e
 	}
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
-	f := &forwarding{word: req.Name, service: service, peer: p, kind: kind, from: from, end: end, ended: make(chan struct{})}
+	f := &forwarding{word: req.Name, service: service, kind: kind, from: from, end: end, ended: make(chan struct{})}
+	f.far.Store(&p)
 	// Held before the listener is: the way is being built while the person types.
 	f.release = d.node.Hold(p, kind)
 	defer func() {
@@ -99,7 +104,7 @@ func (d *Daemon) refusalTeller(f *forwarding, emit func(Event)) func(error) {
 			return
 		}
 		last = time.Now()
-		emit(Event{Event: "progress", Service: f.word, Message: refusalWords(d.nameOf(f.peer), refused)})
+		emit(Event{Event: "progress", Service: f.word, Message: refusalWords(d.nameOf(f.peer()), refused)})
 	}
 }
 
@@ -117,9 +122,9 @@ func refusalWords(machine string, refused *session.RefusedError) string {
 
 // dialSession opens one session, to the port of that place in a range. The name is pinned to its peer: should the
 // roster give it to another meanwhile, the forward stays with the one it began
-// with.
+// with, but for a hand-over (follow).
 func (d *Daemon) dialSession(ctx context.Context, f *forwarding, port int) (forward.Conn, error) {
-	return d.sessions.Dial(ctx, f.peer, portWord(f.service, port))
+	return d.sessions.Dial(ctx, f.peer(), portWord(f.service, port))
 }
 
 // connectStdio is `connect -`: one session over the control connection.
@@ -137,9 +142,9 @@ func (d *Daemon) connectStdio(ctx context.Context, f *forwarding, req ConnectReq
 	if errors.As(err, &refused) {
 		return d.refusal(f, refused)
 	} else if err != nil {
-		return d.unreachable(d.nameOf(f.peer), err)
+		return d.unreachable(d.nameOf(f.peer()), err)
 	}
-	emit(Event{Event: "open", Service: f.word, Peer: f.peer.String()})
+	emit(Event{Event: "open", Service: f.word, Peer: f.peer().String()})
 	d.addForward(f)
 	defer d.removeForward(f)
 	local := stream.take()
@@ -191,7 +196,7 @@ func (e *explained) Reset() error { return e.SetDeadline(time.Unix(1, 0)) }
 
 // refusal is why a session to f was refused, as an error.
 func (d *Daemon) refusal(f *forwarding, refused *session.RefusedError) *Failure {
-	machine := d.nameOf(f.peer)
+	machine := d.nameOf(f.peer())
 	what := refusalWords(machine, refused)
 	switch refused.Code {
 	case session.Denied:
@@ -204,7 +209,7 @@ func (d *Daemon) refusal(f *forwarding, refused *session.RefusedError) *Failure 
 
 // offerHint is what would let this machine use f's service.
 func (d *Daemon) offerHint(f *forwarding) string {
-	return fmt.Sprintf("on %s: fwd expose … --name %s, or fwd allow %s %s", d.nameOf(f.peer), f.service, f.service, d.nameOf(d.self))
+	return fmt.Sprintf("on %s: fwd expose … --name %s, or fwd allow %s %s", d.nameOf(f.peer()), f.service, f.service, d.nameOf(d.self))
 }
 
 // resolve finds the service's machine on the roster and checks the pin. An
@@ -217,6 +222,7 @@ func (d *Daemon) resolve(ctx context.Context, word string) (string, peer.ID, err
 	service, p, err := roster.Resolve(word)
 	if err != nil {
 		if newer := d.freshen(ctx, roster); newer != nil {
+			roster = newer
 			service, p, err = newer.Resolve(word)
 		}
 	}
@@ -224,14 +230,26 @@ func (d *Daemon) resolve(ctx context.Context, word string) (string, peer.ID, err
 		return "", "", d.unknownName(word)
 	}
 	var changed *identity.IdentityChangedError
-	if err := d.known.Pin(word, p); errors.As(err, &changed) {
+	if err := d.known.Pin(word, p, roster.Roster); errors.As(err, &changed) {
+		if newerRoster(d.book.Current(), roster) { // by which the pin may have moved
+			return d.resolve(ctx, word)
+		}
 		return "", "", fail(ExitIdentityChanged, "identity-changed",
-			"if that is as it should be (a new machine, a name handed on): fwd trust "+word,
+			d.changeHint(word, changed.Was, p),
 			"%s is now served by %s (%s), but was %s when first used here", word, d.nameOf(p), p, changed.Was)
 	} else if err != nil {
 		return "", "", fmt.Errorf("pin %s: %w", word, err)
 	}
 	return service, p, nil
+}
+
+// changeHint: the old machine can say so once for all, while it belongs; else each person here.
+func (d *Daemon) changeHint(word string, was, now peer.ID) string {
+	hint := "if that is as it should be (a new machine, a name handed on): fwd trust " + word
+	if d.member(was) {
+		hint += "; or on " + d.nameOf(was) + ", for everybody: fwd id hand-over " + d.nameOf(now)
+	}
+	return hint
 }
 
 // freshenWait bounds the wait for a newer roster before a name is called unknown.
@@ -283,7 +301,7 @@ func (d *Daemon) unknownName(word string) *Failure {
 // waited for while the listener accepts already.
 func (d *Daemon) firstContact(ctx context.Context, f *forwarding, timeout time.Duration, emit func(Event), met func(context.Context) error) error {
 	check := func(ctx context.Context) error {
-		if err := d.node.Connect(ctx, f.peer); err != nil {
+		if err := d.node.Connect(ctx, f.peer()); err != nil {
 			return err
 		}
 		return met(ctx)
@@ -299,7 +317,7 @@ func (d *Daemon) firstContact(ctx context.Context, f *forwarding, timeout time.D
 			}
 			select {
 			case <-ctx.Done():
-				return d.unreachable(d.nameOf(f.peer), fmt.Errorf("not within %s (%w)", timeout, err))
+				return d.unreachable(d.nameOf(f.peer()), fmt.Errorf("not within %s (%w)", timeout, err))
 			case <-time.After(200 * time.Millisecond):
 			}
 		}
@@ -314,10 +332,10 @@ func (d *Daemon) firstContact(ctx context.Context, f *forwarding, timeout time.D
 		case errors.As(err, &refused):
 			f.end(refused)
 		default:
-			d.log.Info("peer not reached yet", "peer", d.nameOf(f.peer), "err", err)
-			message := d.nameOf(f.peer) + " is offline; waiting for it"
+			d.log.Info("peer not reached yet", "peer", d.nameOf(f.peer()), "err", err)
+			message := d.nameOf(f.peer()) + " is offline; waiting for it"
 			if why := d.relayRefuses(err); why != "" {
-				message = d.nameOf(f.peer) + " is not reached: " + why
+				message = d.nameOf(f.peer()) + " is not reached: " + why
 			}
 			emit(Event{Event: "progress", Message: message})
 		}
@@ -341,12 +359,16 @@ func (d *Daemon) tellPaths(ctx context.Context, f *forwarding, emit func(Event))
 	// Only changes of the best path are told; the best of one kind is looked for.
 	look := time.NewTicker(time.Second)
 	defer look.Stop()
-	last := ""
+	last, to := "", f.peer()
 	tell := func() {
-		now, ok := d.node.PathBy(f.peer, d.kindWanted(f))
+		if p := f.peer(); p != to {
+			emit(Event{Event: "progress", Service: f.word, Message: fmt.Sprintf("%s has taken the place of %s: the old key says so", d.nameOf(p), d.nameOf(to))})
+			to = p
+		}
+		now, ok := d.node.PathBy(to, d.kindWanted(f))
 		if !ok {
 			if last != "" {
-				emit(Event{Event: "path", Service: f.word, Peer: f.peer.String()})
+				emit(Event{Event: "path", Service: f.word, Peer: to.String()})
 			}
 			last = ""
 			return
@@ -354,7 +376,7 @@ func (d *Daemon) tellPaths(ctx context.Context, f *forwarding, emit func(Event))
 		p := d.pathOf(now)
 		if key := p.Kind + p.Transport + p.Remote; key != last {
 			last = key
-			emit(Event{Event: "path", Service: f.word, Peer: f.peer.String(), Path: p})
+			emit(Event{Event: "path", Service: f.word, Peer: to.String(), Path: p})
 		}
 	}
 	tell()
@@ -363,11 +385,11 @@ func (d *Daemon) tellPaths(ctx context.Context, f *forwarding, emit func(Event))
 		case <-ctx.Done():
 			return
 		case c := <-changes:
-			if c.Peer == f.peer {
+			if c.Peer == f.peer() {
 				tell()
 			}
 		case <-look.C:
-			if d.kindWanted(f) != node.Auto {
+			if d.kindWanted(f) != node.Auto || f.peer() != to {
 				tell()
 			}
 		}
@@ -376,8 +398,9 @@ func (d *Daemon) tellPaths(ctx context.Context, f *forwarding, emit func(Event))
 
 func (d *Daemon) addForward(f *forwarding) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	d.forwards[f] = true
+	d.mu.Unlock()
+	d.follow(f) // what came between its look-up and this
 }
 
 // changeForward has the forwards of a service go by another kind of path. Their
@@ -398,13 +421,13 @@ func (d *Daemon) changeForward(was string, req ConnectRequest) error {
 	if f == nil {
 		return nil // it takes the new words when it comes back
 	}
-	release := d.node.Hold(f.peer, kind)
+	release := d.node.Hold(f.peer(), kind)
 	d.mu.Lock()
 	f.kind, f.release, release = kind, release, f.release
 	d.mu.Unlock()
 	release()
-	d.sessions.Renew(f.peer)
-	d.datagrams.Renew(f.peer)
+	d.sessions.Renew(f.peer())
+	d.datagrams.Renew(f.peer())
 	return nil
 }
 

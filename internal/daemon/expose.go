@@ -64,12 +64,14 @@ func (d *Daemon) expose(ctx context.Context, req ExposeRequest, from string, emi
 	}
 	defer d.removeService(svc)
 
+	changes, stop := d.book.Watch()
+	defer stop()
 	long := name + "." + d.nameOf(d.self)
 	names := []string{long}
 	// A default name is not claimed: every machine has an ssh.
-	if req.Name != "" {
-		claimed, note := d.claim(ctx, name)
-		if claimed {
+	claimed, note := req.Name == "", ""
+	if !claimed {
+		if claimed, note = d.claim(ctx, name); claimed {
 			names = []string{name, long}
 		}
 		if note != "" {
@@ -79,6 +81,9 @@ func (d *Daemon) expose(ctx context.Context, req ExposeRequest, from string, emi
 	d.log.Info("exposed", "service", name, "target", target)
 	emit(Event{Event: "exposed", Service: name, Target: target.String(), Peer: d.self.String(),
 		Machine: d.nameOf(d.self), Names: names})
+	if !claimed && d.awaitName(ctx, changes, name) {
+		emit(Event{Event: "progress", Service: name, Message: name + " is this machine's now: fwd connect " + name})
+	}
 	<-ctx.Done()
 	return context.Cause(ctx)
 }

@@ -76,10 +76,13 @@ func (c *connecting) wait() {
 // connectLocal listens for what the service is, and carries what comes until ctx ends.
 func (d *Daemon) connectLocal(ctx context.Context, f *forwarding, local forward.Local, req ConnectRequest, emit func(Event)) error {
 	c := &connecting{d: d, ctx: ctx, f: f, local: local, emit: emit}
+	d.addForward(f)
+	defer d.removeForward(f)
 	o := d.askOffer(ctx, f)
 	if o.known && o.none() { // then nothing should listen here, if that is still so
+		var err error
 		var refused *Failure
-		if _, err := d.checkService(ctx, f, local); errors.As(err, &refused) {
+		if o, err = c.ask(ctx); errors.As(err, &refused) {
 			return refused
 		}
 	}
@@ -91,8 +94,6 @@ func (d *Daemon) connectLocal(ctx context.Context, f *forwarding, local forward.
 	if err != nil {
 		return err
 	}
-	d.addForward(f)
-	defer d.removeForward(f)
 	defer c.wait() // ends with ctx, which whoever returns below has ended
 	if len(listeners) > 0 {
 		c.serveTCP(listeners)
@@ -109,9 +110,19 @@ func (d *Daemon) connectLocal(ctx context.Context, f *forwarding, local forward.
 	return context.Cause(ctx)
 }
 
-// check asks the peer for the service, and makes the ends those that it has.
-func (c *connecting) check(ctx context.Context) error {
+// ask asks the peer for the service, or the one that is in its place by now.
+func (c *connecting) ask(ctx context.Context) (offer, error) {
+	to := c.f.peer()
 	o, err := c.d.checkService(ctx, c.f, c.local)
+	if refused := new(Failure); errors.As(err, &refused) && c.d.nowElsewhere(ctx, c.f, to) {
+		return c.d.checkService(ctx, c.f, c.local)
+	}
+	return o, err
+}
+
+// check asks for the service, and makes the ends those that it has.
+func (c *connecting) check(ctx context.Context) error {
+	o, err := c.ask(ctx)
 	if err != nil {
 		return err
 	}
@@ -187,7 +198,7 @@ func (c *connecting) note(format string, args ...any) {
 // serveTCP takes connections, and serveUDP datagrams, until the forward ends or it is not wanted any more.
 func (c *connecting) serveTCP(ls []net.Listener) {
 	told := c.d.tellRefusals(c.f, c.emit)
-	log := c.d.log.With("service", c.f.word, "peer", c.d.nameOf(c.f.peer))
+	log := c.d.log.With("service", c.f.word, "peer", c.d.nameOf(c.f.peer()))
 	if !c.serve(rangeName(localName(ls[0]), len(ls)), false, func(ctx context.Context) error {
 		return serveEach(ctx, ls, func(ctx context.Context, i int, l net.Listener) error {
 			entry := &forward.Entry{
@@ -239,7 +250,7 @@ func (c *connecting) serve(local string, udp bool, run func(context.Context) err
 	c.mu.Lock()
 	port := c.port
 	c.mu.Unlock()
-	c.emit(Event{Event: "listening", Service: c.f.word, Machine: c.d.nameOf(c.f.peer), Peer: c.f.peer.String(), Local: local, Port: port})
+	c.emit(Event{Event: "listening", Service: c.f.word, Machine: c.d.nameOf(c.f.peer()), Peer: c.f.peer().String(), Local: local, Port: port})
 	started := c.start(func() {
 		defer stop()
 		if err := run(ctx); err != nil && ctx.Err() == nil {

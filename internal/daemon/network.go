@@ -225,7 +225,7 @@ func (d *Daemon) trust(req TrustRequest, emit func(Event)) error {
 	if err != nil {
 		return d.unknownName(req.Name)
 	}
-	if err := d.known.Trust(req.Name, p); err != nil {
+	if err := d.known.Trust(req.Name, p, roster.Roster); err != nil {
 		return fmt.Errorf("trust %s: %w", req.Name, err)
 	}
 	emit(Event{Event: "result", Message: fmt.Sprintf("%s is %s (%s) from now on", req.Name, d.nameOf(p), p), Peer: p.String()})

@@ -32,6 +32,7 @@ var mayAsk = map[string]identity.Capability{
 	"claim":    identity.Expose,
 	"announce": identity.Relay,
 	"leave":    identity.Use | identity.Expose | identity.Relay, // oneself
+	"hand-on":  identity.Expose,                                 // one's own place
 	"invite":   identity.Admin,
 	"revoke":   identity.Admin,
 	"rename":   identity.Admin,
@@ -70,7 +71,9 @@ func (d *Daemon) carryOut(p peer.ID, req Request) ([]Event, *Failure) {
 	case "announce":
 		err = with(req, func(r AnnounceRequest) error { return d.grantAnnounce(owner, p, r) })
 	case "leave":
-		err = owner.Revoke(p, d.now())
+		err = owner.Leave(p, d.now())
+	case "hand-on":
+		err = with(req, func(r HandOnRequest) error { return d.grantHandOver(owner, p, r.Word) })
 	case "succeed":
 		err = with(req, func(r SucceedRequest) error { return d.succeed(p, r) })
 	case "allow":

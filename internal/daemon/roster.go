@@ -292,6 +292,7 @@ func (d *Daemon) followRoster(ctx context.Context) error {
 			d.enforce()
 		}
 		if changed {
+			d.followHandOvers()
 			d.tellEveryone(ctx)
 		}
 	}

@@ -90,12 +90,12 @@ func (d *Daemon) askServices(ctx context.Context, p peer.ID) ([]identity.Service
 // checkService fails with a refusal if the peer answers and does not offer f's
 // service to us, in the way that is wanted.
 func (d *Daemon) checkService(ctx context.Context, f *forwarding, local forward.Local) (offer, error) {
-	offered, err := d.askServices(ctx, f.peer)
+	offered, err := d.askServices(ctx, f.peer())
 	if err != nil {
 		return offer{}, err
 	}
 	o := offerOf(offered, f.service)
-	machine, what := d.nameOf(f.peer), strconv.Quote(f.service)
+	machine, what := d.nameOf(f.peer()), strconv.Quote(f.service)
 	switch {
 	case local.UDP() && !o.udp && o.tcp:
 		what += " for UDP"
@@ -113,7 +113,7 @@ func (d *Daemon) checkService(ctx context.Context, f *forwarding, local forward.
 func (d *Daemon) askOffer(ctx context.Context, f *forwarding) offer {
 	ctx, cancel := context.WithTimeout(ctx, portWait)
 	defer cancel()
-	offered, err := d.askServices(ctx, f.peer)
+	offered, err := d.askServices(ctx, f.peer())
 	if err != nil {
 		return offer{}
 	}

@@ -108,10 +108,10 @@ func (d *Daemon) udpExit() *forward.UDPExit {
 
 // serveUDP carries the datagrams of a forward until ctx ends.
 func (d *Daemon) serveUDP(ctx context.Context, f *forwarding, port int, entry *forward.UDPEntry, emit func(Event)) error {
-	defer d.datagrams.Hold(f.peer)() // a carrier is there when the first datagram comes
+	defer d.datagrams.Hold(f.peer())() // a carrier is there when the first datagram comes
 	told := d.refusalTeller(f, emit)
 	entry.Dial = func(back datagram.Sink) (forward.UDPFlow, error) {
-		flow, err := d.datagrams.Dial(f.peer, portWord(f.service, port), back)
+		flow, err := d.datagrams.Dial(f.peer(), portWord(f.service, port), back)
 		if err != nil {
 			return nil, err // not flow: a nil *Flow would make a UDPFlow that is not nil
 		}
@@ -123,7 +123,7 @@ func (d *Daemon) serveUDP(ctx context.Context, f *forwarding, port int, entry *f
 			told(&session.RefusedError{Service: refused.Service, Code: session.Code(refused.Code)}) // the codes are the same
 		}
 	}
-	entry.Log = d.log.With("service", f.word, "peer", d.nameOf(f.peer))
+	entry.Log = d.log.With("service", f.word, "peer", d.nameOf(f.peer()))
 	return entry.Serve(ctx)
 }
 

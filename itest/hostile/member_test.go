@@ -41,6 +41,10 @@ func TestMemberCannotTakeNamesNorRule(t *testing.T) {
 		}
 		return o
 	}
+	anothers, err := identity.NewHandOver(newAttackerAt(t, 111).key, m.ID(), m.roster.Roster)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		command, code string
 		at            peer.ID
@@ -56,6 +60,9 @@ func TestMemberCannotTakeNamesNorRule(t *testing.T) {
 		{"rename", "refused", w.relayID(), args("peer", "nas-box", "name", "x")},
 		{"succeed", "refused", w.relayID(), args("key", []byte("x"))},
 		{"succeed", "refused", w.nasID(), args("key", []byte("x"))},
+		{"hand-on", "refused", w.relayID(), args("word", anothers.Envelope)},
+		{"hand-on", "failed", w.relayID(), args("word", []byte("x"))},
+		{"hand-over", "refused", w.nasID(), args("peer", "mallory")},
 		{"allow", "refused", w.nasID(), args("service", "data", "who", "mallory")},
 		{"owner-export", "refused", w.relayID(), args("passphrase", "x")},
 		{"owner-move", "refused", w.relayID(), args("peer", "mallory")},
