@@ -96,7 +96,7 @@ func (a *app) networkNames(*cobra.Command, []string, string) (names []string, _ 
 // addCompletions gives each command's words the names that live in the network.
 func addCompletions(a *app, root *cobra.Command) {
 	root.RegisterFlagCompletionFunc("network", a.networkNames)
-	for name, each := range map[string][]func(daemon.Names) []string{
+	for path, each := range map[string][]func(daemon.Names) []string{
 		"connect":    {services, nil},
 		"unexpose":   {exposed},
 		"disconnect": {locals},
@@ -107,8 +107,10 @@ func addCompletions(a *app, root *cobra.Command) {
 		"revoke":     {machines},
 		"rename":     {machines},
 		"trust":      {services},
+
+		"id hand-over": {machines},
 	} {
-		if cmd, _, err := root.Find([]string{name}); err == nil && cmd != root {
+		if cmd, _, err := root.Find(strings.Fields(path)); err == nil && cmd != root {
 			cmd.ValidArgsFunction = a.completing(each...)
 		}
 	}

@@ -19,14 +19,23 @@ const (
 	partArgs  = "arguments" // lines "NAME<tab>what it is"
 	partEnv   = "env"       // variables beside those of the flags, likewise
 	partExits = "exits"     // further exit codes, "3 6"
+	partAlone = "alone"     // "yes": it holds commands and does something without one, too
 )
 
 func usageLine(cmd *cobra.Command) string {
 	line := cmd.CommandPath() + strings.TrimPrefix(cmd.Use, cmd.Name())
-	if cmd.HasAvailableSubCommands() && cmd.HasParent() {
+	switch {
+	case onlyHolds(cmd):
 		line += " COMMAND"
+	case cmd.Annotations[partAlone] != "":
+		line += " [COMMAND]"
 	}
 	return line
+}
+
+// onlyHolds: the command does nothing but through those it holds.
+func onlyHolds(cmd *cobra.Command) bool {
+	return cmd.HasParent() && cmd.HasAvailableSubCommands() && cmd.Annotations[partAlone] == ""
 }
 
 func printHelp(w io.Writer, cmd *cobra.Command) {
@@ -145,7 +154,7 @@ func eachFlag(cmd *cobra.Command, visit func(*pflag.Flag)) {
 
 // exitRows are the codes that this command can give; the root lists all.
 func exitRows(cmd *cobra.Command) (rows [][2]string) {
-	if cmd.HasAvailableSubCommands() && cmd.HasParent() {
+	if onlyHolds(cmd) {
 		return nil
 	}
 	codes := append([]string{"0", "1", "2", "130"}, strings.Fields(cmd.Annotations[partExits])...)

@@ -108,7 +108,7 @@ func newTrust(a *app) *cobra.Command {
 		Short:   "accept that another machine stands behind a name now",
 		Long: `This machine remembers which key stood behind a name when it was first used, and
 connects to no other. If that changed and should have, as when a service moved to a
-new machine, this accepts it.`,
+new machine, this accepts it. "fwd id hand-over" on the old machine spares everybody this.`,
 		Annotations: map[string]string{
 			partArgs:  "NAME\tthe service, as written to \"fwd connect\"",
 			partExits: "3",

@@ -67,11 +67,14 @@ func (a *app) awaitEnd(ctx context.Context) error {
 }
 
 func newID(a *app) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:     "id",
 		GroupID: groupSelf,
 		Short:   "print this machine's peer ID",
-		Args:    noArgs,
+		Long: `Print this machine's peer ID, the public half of its key. Others remember which one
+stood behind a service's name; when the machine gets a new key, let the old one say so.`,
+		Annotations: map[string]string{partAlone: "yes"},
+		Args:        unknownCommand,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var s daemon.Status
 			err := a.ask(cmd.Context(), daemon.StatusRequest{}, func(e daemon.Event) {
@@ -88,6 +91,33 @@ func newID(a *app) *cobra.Command {
 				a.out.answer("%s", s.Peer)
 			}
 			return nil
+		},
+	}
+	cmd.AddCommand(newIDHandOver(a))
+	return cmd
+}
+
+func newIDHandOver(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "hand-over PEER",
+		Short: "have those who trust this machine's key trust another machine's",
+		Long: `Say with this machine's key that another machine takes its place, while this one still
+runs. Whoever remembers this key by a service's name then follows to the other machine
+when the name becomes its own, without "fwd trust"; open connections stay while this
+one belongs. Nobody else can say it, the network's owner included.
+
+The other machine may be in the network already: there, "fwd expose TARGET --name NAME"
+takes a name over. Or it joins by "fwd invite --replace" and gets all that this one had;
+then PEER is what "fwd id" prints there. Said again, the last word counts; "fwd revoke"
+of this machine takes it back for those who have not followed yet.`,
+		Example: "fwd id hand-over nas-2\nfwd id hand-over 12D3KooW…",
+		Annotations: map[string]string{
+			partArgs:  "PEER\tmachine name as \"fwd peers\" lists it, or peer ID",
+			partExits: "3 4 6",
+		},
+		Args: words(1, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.ask(cmd.Context(), daemon.HandOverRequest{Peer: args[0]}, a.tell)
 		},
 	}
 }
