@@ -2,6 +2,8 @@ package node
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -318,17 +320,31 @@ func (v *natView) askTCP(l *link, r reflected) {
 
 // latest is the port of the newest flow, now: a sequence goes on with every one.
 func (v *natView) latest(ctx context.Context, seen map[*link]observation) (uint16, bool) {
-	at := points(seen)
-	if len(at) == 0 {
-		return 0, false
-	}
-	s, err := newFreshSocket()
+	s, at, err := v.fresh(ctx, seen)
 	if err != nil {
 		return 0, false
 	}
-	defer s.Close()
+	s.Close()
+	return at.Port(), true
+}
+
+// fresh is a new socket, and where a relay sees it.
+func (v *natView) fresh(ctx context.Context, seen map[*link]observation) (*freshSocket, netip.AddrPort, error) {
+	at := points(seen)
+	if len(at) == 0 {
+		return nil, netip.AddrPort{}, errors.New("no relay reflects by UDP")
+	}
+	s, err := newFreshSocket()
+	if err != nil {
+		return nil, netip.AddrPort{}, err
+	}
 	ask := newQuestion(at[0].token, answerOnly, 0)
 	s.Send(ask.data, at[0].to, 0)
 	a := awaitFresh(ctx, s, ask, at[0])
-	return a.seen.Port(), a.seen.IsValid()
+	if !a.seen.IsValid() {
+		s.Close()
+		return nil, netip.AddrPort{}, fmt.Errorf("no answer from the relay's reflector at %s", at[0].to)
+	}
+	s.SetReadDeadline(time.Time{}) // the answer's
+	return s, a.seen, nil
 }

@@ -51,10 +51,20 @@ func (n *Node) wire() *punch.Wire {
 			s, err := newFreshSocket()
 			return s, err
 		},
+		Fresh:    n.fresh,
 		Take:     n.take,
 		Vouched:  n.vouched,
 		Guessing: func() bool { return !n.cfg.NoGuessing },
 	}
+}
+
+// fresh is a socket without a past, and where a relay sees it.
+func (n *Node) fresh(ctx context.Context) (punch.Socket, netip.AddrPort, error) {
+	s, seen, err := n.nat.fresh(ctx, n.nat.refresh(ctx))
+	if err != nil {
+		return nil, seen, err
+	}
+	return s, seen, nil
 }
 
 // hearPunch tells where a punch's packets at the QUIC port come from.

@@ -17,6 +17,8 @@ const (
 	// predictHead is how long the array has before the peer's packets come, predictFor all of it.
 	predictHead = 150 * time.Millisecond
 	predictFor  = time.Second
+	// speakTimes is how often an array speaks: a packet may be lost.
+	speakTimes = 2
 	// guessArray meets 1024 probes with 98.4 %; blockArray is enough where the NAT has a small range.
 	guessArray, blockArray = 256, 64
 	// guessEvery is from one round's beginning to the next one's: the first one's entries are gone
@@ -52,8 +54,8 @@ func predictSteps(low, high Report, at time.Duration) []Step {
 		if toHigh == 0 || toLow == 0 {
 			return nil
 		}
-		s.Low.Array = &Array{Sockets: bothArray, To: withPort(h, toHigh), Role: Client, Hops: arrayHops[0], Speak: predictHead}
-		s.High.Array = &Array{Sockets: bothArray, To: withPort(l, toLow), Role: Server, Hops: arrayHops[0], Speak: predictHead}
+		s.Low.Array = &Array{Sockets: bothArray, To: withPort(h, toHigh), Role: Client, Hops: arrayHops[0], Speak: predictHead, Times: speakTimes}
+		s.High.Array = &Array{Sockets: bothArray, To: withPort(l, toLow), Role: Server, Hops: arrayHops[0], Speak: predictHead, Times: speakTimes}
 	case sequential(low.UDP) && easy(high.UDP):
 		s.At += openFirst(high.UDP)
 		return twice(s, func(s *Step, hops [2]int) {

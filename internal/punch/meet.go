@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -62,6 +63,8 @@ type Wire struct {
 	Hear func(Token) (from <-chan netip.AddrPort, stop func())
 	// Socket opens a fresh one, IPv4.
 	Socket func() (Socket, error)
+	// Fresh opens one and has a relay say where it is seen.
+	Fresh func(context.Context) (Socket, netip.AddrPort, error)
 	// Take makes a socket to which the peer's packets come the connection to p. It owns the socket.
 	Take func(ctx context.Context, p peer.ID, s Socket, to netip.AddrPort, role Role) error
 	// Vouched says whether one of the roster's relays saw p at its Report's UDP address.
@@ -85,6 +88,7 @@ type meeting struct {
 	vouched bool
 
 	mu      sync.Mutex
+	fresh   Socket   // that our report tells of, until a step has taken it; nil: none
 	order   []uint16 // a permutation of the ports to guess
 	sockets int
 	probes  int
@@ -133,7 +137,7 @@ func (pu *Puncher) wait(ctx context.Context, m *meeting, a Array) {
 				m.note(func() { m.spent = true })
 				return
 			}
-			s, err := pu.cfg.Wire.Socket()
+			s, err := pu.socket(m, a)
 			if err != nil {
 				pu.cfg.Log.Debug("no further socket to punch with", "peer", m.peer, "err", err)
 				return
@@ -144,7 +148,9 @@ func (pu *Puncher) wait(ctx context.Context, m *meeting, a Array) {
 				s.Close()
 			}
 			mu.Unlock()
-			m.note(func() { m.sockets++ })
+			if !a.Fresh {
+				m.note(func() { m.sockets++ })
+			}
 			s.Send(make([]byte, 1+tokenSize), a.To, a.Hops[i%2])
 			readers.Go(func() { listenOn(s, m.token, a.To.Addr(), heard) })
 		}
@@ -172,6 +178,17 @@ func (pu *Puncher) wait(ctx context.Context, m *meeting, a Array) {
 	}
 }
 
+// socket is one more for an array.
+func (pu *Puncher) socket(m *meeting, a Array) (Socket, error) {
+	if !a.Fresh {
+		return pu.cfg.Wire.Socket()
+	}
+	if s := m.takeFresh(); s != nil {
+		return s, nil
+	}
+	return nil, net.ErrClosed
+}
+
 func (pu *Puncher) take(ctx context.Context, m *meeting, h heardAt, role Role) error {
 	ctx, cancel := context.WithTimeout(ctx, takeWithin)
 	defer cancel()
@@ -193,16 +210,22 @@ func listenOn(s Socket, token Token, from netip.Addr, heard chan<- heardAt) {
 	}
 }
 
-// speak sends from each socket of an array, twice.
+// speak sends from each socket of an array.
 func (pu *Puncher) speak(ctx context.Context, m *meeting, a Array, mu *sync.Mutex, open map[Socket]bool) {
-	if !m.vouched || !sleep(ctx, a.Speak) {
+	if !m.vouched {
+		m.note(func() { m.refused = true })
 		return
 	}
-	for range 2 {
+	if !sleep(ctx, a.Speak) {
+		return
+	}
+	for range a.Times {
 		mu.Lock()
 		for s := range open {
 			if pu.budget.packets.Allow() {
-				m.note(func() { m.probes++ })
+				if !a.Fresh {
+					m.note(func() { m.probes++ })
+				}
 				s.Send(m.token.packet(kindProbe), a.To, 0)
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -115,6 +116,14 @@ func (s *side) withWire(n *internet, ip string, fresh func() uint16) {
 			f := n.socket(func() netip.AddrPort { return at(fresh()) })
 			s.fresh = append(s.fresh, f)
 			return f, nil
+		},
+		Fresh: func(context.Context) (Socket, netip.AddrPort, error) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			f := n.socket(func() netip.AddrPort { return at(fresh()) })
+			s.fresh = append(s.fresh, f)
+			f.Send(nil, netip.MustParseAddrPort("7.9.9.9:4002"), 64)
+			return f, f.outside, nil
 		},
 		Take: func(ctx context.Context, _ peer.ID, k Socket, to netip.AddrPort, role Role) error {
 			if s.refuse {
@@ -241,8 +250,65 @@ func TestGuessingCanBeTurnedOff(t *testing.T) {
 	hard, _ := newSides(noTCP(strict(nat(1, Dependent, false))), noTCP(strict(nat(2, Independent, true))))
 	hard.withWire(&internet{}, "7.0.0.1", randomPort)
 	hard.cfg.Wire.Guessing = func() bool { return false }
-	if r := hard.Puncher.report(t.Context(), "b"); len(r.Steps) != 2 {
+	r := hard.Puncher.report(t.Context(), &meeting{peer: "b"}, nil)
+	if slices.Contains(r.Steps, StepPredict) || slices.Contains(r.Steps, StepGuess) {
 		t.Errorf("steps %v", r.Steps)
+	}
+}
+
+// What simultaneous open should have done and has not is done from sockets that no router remembers.
+func TestAPunchAfterOneInVainMeetsAtFreshPorts(t *testing.T) {
+	for name, c := range map[string]struct {
+		prepare func(a, b *side)
+		direct  bool
+	}{
+		"from both sides":                     {func(a, b *side) {}, true},
+		"with guessing turned off":            {func(a, b *side) { b.cfg.Wire.Guessing = func() bool { return false } }, true},
+		"if one relay's word is doubted":      {func(a, b *side) { b.distrusts = true }, true},
+		"not if nobody vouches for addresses": {func(a, b *side) { a.distrusts, b.distrusts = true, true }, false},
+		"not if the carrier has more addresses": {func(a, b *side) {
+			ask := b.cfg.Wire.Fresh
+			b.cfg.Wire.Fresh = func(ctx context.Context) (Socket, netip.AddrPort, error) {
+				s, _, err := ask(ctx)
+				return s, netip.MustParseAddrPort("7.0.0.3:50000"), err
+			}
+		}, false},
+		"not with a peer that has none": {func(a, b *side) { b.cfg.Wire = nil }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := &internet{ports: make(map[netip.AddrPort]*fakeSocket)}
+				a, b := newSides(noTCP(strict(nat(1, Independent, true))), noTCP(strict(nat(2, Independent, true))))
+				a.withWire(n, "7.0.0.1", randomPort)
+				b.withWire(n, "7.0.0.2", randomPort)
+				c.prepare(a, b)
+				o, err := a.Punch(t.Context(), "b")
+				if err != nil || o.Direct || len(a.fresh)+len(b.fresh) > 0 || len(n.sent) > 0 {
+					t.Fatalf("first: %+v, %v, %d sockets", o, err, len(a.fresh)+len(b.fresh))
+				}
+				time.Sleep(time.Second) // the other side's clock may be behind
+				o, err = a.Punch(t.Context(), "b")
+				if err != nil || o.Direct != c.direct || c.direct && o.Step != StepFresh {
+					t.Fatalf("second: %+v, %v", o, err)
+				}
+				synctest.Wait()
+				if len(n.sent) > 2*(freshTimes+1) {
+					t.Errorf("%d packets", len(n.sent))
+				}
+				for _, s := range append(a.fresh, b.fresh...) {
+					select {
+					case <-s.closed:
+						if c.direct {
+							t.Error("closed the socket that is used")
+						}
+					default:
+						if !c.direct {
+							t.Error("left a socket open")
+						}
+					}
+				}
+			})
+		})
 	}
 }
 

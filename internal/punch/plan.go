@@ -16,11 +16,12 @@ import (
 const (
 	StepDirect  = "direct"  // dial confirmed and LAN addresses
 	StepOpen    = "open"    // simultaneous open from the main sockets
+	StepFresh   = "fresh"   // simultaneous open from sockets without a past
 	StepPredict = "predict" // meet at the ports that a sequential NAT will give next
 	StepGuess   = "guess"   // meet by chance: many sockets here, many ports there
 )
 
-var knownSteps = map[string]bool{StepDirect: true, StepOpen: true, StepPredict: true, StepGuess: true}
+var knownSteps = map[string]bool{StepDirect: true, StepOpen: true, StepFresh: true, StepPredict: true, StepGuess: true}
 
 const (
 	// directFor is how long confirmed addresses are dialled, and directAlone how long without anything
@@ -76,8 +77,11 @@ type Array struct {
 	To      netip.AddrPort
 	Role    Role
 	Hops    [2]int // how far those packets get, in turn
-	// Speak, if not 0, is when the sockets send To packets that arrive; for peers that both have arrays.
+	// Speak, if not 0, is when the sockets send To packets that arrive, and the pause until they do so again, so
+	// many Times; for peers that both have arrays.
 	Speak time.Duration
+	Times int
+	Fresh bool // it is the one socket that the side's report tells of
 }
 
 // Spray is packets from the main socket to many ports of one address: what a side does whose peer has
@@ -116,6 +120,9 @@ func MakePlan(low, high Report) Plan {
 	}
 	if knows(StepGuess) && further == nil {
 		further = guessSteps(low, high, at)
+	}
+	if knows(StepFresh) {
+		further = append(further, freshSteps(low, high, at)...)
 	}
 	if knows(StepOpen) {
 		lowIsClient := hardness(low.UDP) >= hardness(high.UDP)

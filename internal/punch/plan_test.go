@@ -116,7 +116,7 @@ func TestPlansGiveBothSidesTheSameStepsAndOppositeRoles(t *testing.T) {
 // strict is a NAT or firewall that lets in only the ports that were sent to.
 func strict(r Report) Report {
 	r.UDP.Filtering = SamePort
-	r.Steps = []string{StepDirect, StepOpen, StepPredict, StepGuess}
+	r.Steps = []string{StepDirect, StepOpen, StepFresh, StepPredict, StepGuess}
 	r.Nonce = make([]byte, nonceSize)
 	return r
 }
@@ -126,11 +126,55 @@ func sequence(r Report, last uint16, step int) Report {
 	return r
 }
 
+func fresh(r Report, port uint16) Report { r.Fresh = port; return r }
+
+func TestPlansWithFreshPorts(t *testing.T) {
+	one, other := noTCP(strict(nat(1, Independent, true))), noTCP(strict(nat(2, Independent, true)))
+	usual := func(role, swapped string) string {
+		const plan = "open@0: %s /ip4/7.0.0.2/udp/4001/quic-v1+0\nopen@1500: %s /ip4/7.0.0.2/udp/4001/quic-v1+0"
+		return fmt.Sprintf(plan, role, swapped)
+	}
+	for _, c := range []struct {
+		name, want string
+		low, high  Report
+	}{
+		{"both have one: beside simultaneous open", `
+open@0: client /ip4/7.0.0.2/udp/4001/quic-v1+0
+fresh@500: client: 1 sockets to 7.0.0.2:50002
+open@1500: server /ip4/7.0.0.2/udp/4001/quic-v1+0`,
+			fresh(one, 50001), fresh(other, 50002)},
+		{"the lower has none", usual("client", "server"), one, fresh(other, 50002)},
+		{"the higher has none", usual("client", "server"), fresh(one, 50001), other},
+		{"an older peer", usual("client", "server"),
+			fresh(one, 50001), fresh(with(other, func(r *Report) { r.Steps = []string{StepDirect, StepOpen} }), 50002)},
+		{"another port for each destination", `
+guess@0: after 356: 7.0.0.2 ports 1024-65535 round 0, 0 foretold from 0
+guess@10000: after 612: 7.0.0.2 ports 1024-65535 round 1, 0 foretold from 0`,
+			fresh(one, 50001), fresh(noTCP(strict(nat(2, Dependent, false))), 50002)},
+		{"guessing is turned off on one side", `
+open@0: client /ip4/7.0.0.2/udp/4001/quic-v1+0
+fresh@500: client: 1 sockets to 7.0.0.2:50002
+open@1500: server /ip4/7.0.0.2/udp/4001/quic-v1+0`,
+			fresh(one, 50001), fresh(with(other, func(r *Report) { r.Steps = []string{StepDirect, StepOpen, StepFresh} }), 50002)},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := MakePlan(c.low, c.high)
+			if got, want := text(p), strings.TrimSpace(c.want); got != want {
+				t.Errorf("plan\n%s\nwant\n%s", got, want)
+			}
+			for _, s := range p.Steps {
+				if s.Name == StepFresh && (s.High.Array == nil || s.High.Array.Role != Server || s.High.Array.To.String() != "7.0.0.1:50001") {
+					t.Errorf("the other side does %+v", s.High)
+				}
+			}
+		})
+	}
+}
+
 func TestPlansThatForetellPorts(t *testing.T) {
 	easy, random := strict(nat(1, Independent, true)), strict(nat(2, Dependent, false))
 	block := strict(nat(2, Dependent, false))
 	block.UDP.Ports = Ports{Order: Block, Low: 50000, High: 50511}
-	noTCP := func(r Report) Report { r.TCP = Transport{}; return r }
 	untested := noTCP(easy)
 	untested.UDP.Filtering = NotTested
 	for _, c := range []struct {
@@ -184,7 +228,7 @@ func TestNoPlanIsOverBudget(t *testing.T) {
 		for _, f := range []Filtering{NotTested, Anybody, SameAddress, SamePort} {
 			for _, p := range []Ports{{}, {Order: Sequential, Step: 1, Last: 65530}, {Order: Block, Low: 50000, High: 50511}, {Order: Random, Low: lowestPort, High: 65535}} {
 				r := strict(nat(i+1, m, m != Dependent))
-				r.UDP.Filtering, r.UDP.Ports = f, p
+				r.UDP.Filtering, r.UDP.Ports, r.Fresh = f, p, 50000
 				kinds = append(kinds, r)
 			}
 		}
@@ -202,7 +246,8 @@ func TestNoPlanIsOverBudget(t *testing.T) {
 						ports += max(len(sp.List), min(int(sp.High)-int(sp.Low)+1, roundPorts))
 					}
 				}
-				if (s.Low.Spray == nil) != (s.High.Array == nil) && (s.Low.Array == nil) != (s.High.Array == nil) {
+				both := s.Low.Array != nil && s.High.Array != nil
+				if !both && ((s.Low.Spray == nil) != (s.High.Array == nil) || (s.Low.Array == nil) != (s.High.Spray == nil)) {
 					t.Errorf("parts do not fit: %+v", s)
 				}
 			}

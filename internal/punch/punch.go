@@ -89,6 +89,7 @@ type Puncher struct {
 	budget *budget
 	mu     sync.Mutex
 	runs   map[peer.ID]*run
+	vain   map[peer.ID]bool // whose last punch led to nothing
 }
 
 // run is one punch with one peer.
@@ -106,7 +107,7 @@ func New(cfg Config) *Puncher {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Puncher{cfg: cfg, budget: newBudget(), runs: make(map[peer.ID]*run)}
+	return &Puncher{cfg: cfg, budget: newBudget(), runs: make(map[peer.ID]*run), vain: make(map[peer.ID]bool)}
 }
 
 // Punch tries for a direct connection to p. It returns when there is one, or the plan is through. If
@@ -195,7 +196,9 @@ func (pu *Puncher) end(p peer.ID, r *run) {
 func (pu *Puncher) initiate(ctx context.Context, p peer.ID, r *run) (Outcome, error) {
 	talk, cancel := context.WithTimeout(ctx, talkWithin)
 	defer cancel()
-	mine := pu.report(talk, p)
+	m := &meeting{peer: p}
+	defer m.end()
+	mine := pu.report(talk, m, nil)
 	s, err := pu.cfg.Open(talk, p)
 	if err != nil {
 		return Outcome{}, fmt.Errorf("punch %s: %w", p, err)
@@ -214,7 +217,7 @@ func (pu *Puncher) initiate(ctx context.Context, p peer.ID, r *run) (Outcome, er
 	}
 	rtt := time.Since(sent)
 	pu.agreed(r)
-	pu.openNAT(mine, theirs)
+	pu.openNAT(m, mine, theirs)
 	if err := writeMessage(s, kindGo, nil); err != nil {
 		return Outcome{}, fmt.Errorf("punch %s: say go: %w", p, err)
 	}
@@ -223,7 +226,7 @@ func (pu *Puncher) initiate(ctx context.Context, p peer.ID, r *run) (Outcome, er
 	case <-ctx.Done():
 		return Outcome{}, ctx.Err()
 	}
-	return pu.follow(ctx, p, mine, theirs)
+	return pu.follow(ctx, m, mine, theirs)
 }
 
 // respond is the other side's part.
@@ -235,23 +238,29 @@ func (pu *Puncher) respond(ctx context.Context, p peer.ID, s Stream) (Outcome, e
 	if err != nil {
 		return Outcome{}, fmt.Errorf("punch by %s: %w", p, err)
 	}
-	mine := pu.report(ctx, p)
-	pu.openNAT(mine, theirs)
+	m := &meeting{peer: p}
+	defer m.end()
+	mine := pu.report(ctx, m, &theirs)
+	pu.openNAT(m, mine, theirs)
 	if err := writeMessage(s, kindReport, mine.Marshal()); err != nil {
 		return Outcome{}, fmt.Errorf("punch by %s: send report: %w", p, err)
 	}
 	if kind, _, err := readMessage(s); err != nil || kind != kindGo {
 		return Outcome{}, fmt.Errorf("punch by %s: no go (%q): %w", p, kind, err)
 	}
-	return pu.follow(ctx, p, mine, theirs)
+	return pu.follow(ctx, m, mine, theirs)
 }
 
-// report is ours as the peer will read it, so that both plan from the same.
-func (pu *Puncher) report(ctx context.Context, p peer.ID) Report {
+// report is ours as the peer will read it, so that both plan from the same. theirs is nil if we do not have it yet.
+func (pu *Puncher) report(ctx context.Context, m *meeting, theirs *Report) Report {
 	r := pu.cfg.Report(ctx)
 	r.Steps = []string{StepDirect, StepOpen}
-	if w := pu.cfg.Wire; w != nil && (w.Guessing == nil || w.Guessing()) && pu.budget.left(p) {
-		r.Steps = append(r.Steps, StepPredict, StepGuess)
+	if w := pu.cfg.Wire; w != nil {
+		r.Steps = append(r.Steps, StepFresh)
+		pu.freshen(ctx, m, &r, theirs)
+		if (w.Guessing == nil || w.Guessing()) && pu.budget.left(m.peer) {
+			r.Steps = append(r.Steps, StepPredict, StepGuess)
+		}
 	}
 	r.Nonce = make([]byte, nonceSize)
 	rand.Read(r.Nonce)
@@ -278,7 +287,12 @@ func readReport(r io.Reader) (Report, error) {
 // openNAT makes our NAT let in what will come from the peer's addresses, before any packet can arrive
 // there that would spoil it. Where the peer's packets will come from other ports it would do nothing
 // but use up one of ours.
-func (pu *Puncher) openNAT(mine, theirs Report) {
+func (pu *Puncher) openNAT(m *meeting, mine, theirs Report) {
+	if to, ok := theirs.fresh4(); ok && m.fresh != nil {
+		for range openers {
+			m.fresh.Send(make([]byte, 1+tokenSize), to, openerHops)
+		}
+	}
 	if pu.cfg.Opener == nil {
 		return
 	}
@@ -292,13 +306,14 @@ func (pu *Puncher) openNAT(mine, theirs Report) {
 }
 
 // follow does our part of the plan, by the clock, until there is a direct connection.
-func (pu *Puncher) follow(ctx context.Context, p peer.ID, mine, theirs Report) (Outcome, error) {
+func (pu *Puncher) follow(ctx context.Context, m *meeting, mine, theirs Report) (Outcome, error) {
+	p := m.peer
 	low, high, first := mine, theirs, pu.cfg.Self < p
 	if !first {
 		low, high = theirs, mine
 	}
 	plan := MakePlan(low, high)
-	m := &meeting{peer: p, token: tokenOf(low, high)}
+	m.token = tokenOf(low, high)
 	m.vouched = pu.cfg.Wire != nil && pu.cfg.Wire.Vouched(p, theirs)
 	start := time.Now()
 	direct, stop := pu.cfg.Direct(p)
@@ -328,11 +343,13 @@ func (pu *Puncher) follow(ctx context.Context, p peer.ID, mine, theirs Report) (
 	}
 	select {
 	case <-direct:
+		pu.setVain(p, false)
 		took := time.Since(start)
 		o := Outcome{Direct: true, Step: plan.stepAt(took), Took: took}
 		m.note(func() { o.Probes, o.Sockets = m.probes, m.sockets })
 		return o, nil
 	case <-over.C:
+		pu.setVain(p, true)
 		return Outcome{Reason: why(), Took: time.Since(start)}, nil
 	case <-ctx.Done():
 		return Outcome{Reason: why(), Took: time.Since(start)}, ctx.Err()

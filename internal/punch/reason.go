@@ -154,11 +154,12 @@ func (s end) open() string {
 // tried tells what a plan's steps did and what came back.
 func tried(p Plan, m *meeting) string {
 	var did []string
-	dials := map[string]bool{}
+	dials, fresh := map[string]bool{}, false
 	for _, s := range p.Steps {
 		for _, d := range slices.Concat(s.Low.Dials, s.High.Dials) {
 			dials[s.Name+transportOf(d.Addr)] = true
 		}
+		fresh = fresh || s.Name == StepFresh
 	}
 	add := func(what string, done bool) {
 		if done {
@@ -168,6 +169,7 @@ func tried(p Plan, m *meeting) string {
 	add("direct dials", dials[StepDirect+"quic-v1"] || dials[StepDirect+"tcp"])
 	add("simultaneous open by UDP", dials[StepOpen+"quic-v1"])
 	add("simultaneous open by TCP", dials[StepOpen+"tcp"])
+	add("simultaneous open from fresh UDP ports", fresh)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	add(fmt.Sprintf("%d packets to foretold ports", m.probes), m.probes > 0)

@@ -70,6 +70,7 @@ type Report struct {
 	Confirmed []ma.Multiaddr // can be dialled from the internet: public interface, port-mapped, announced
 	Router    Router
 	Proof     Proof    // for the newest of UDP.Observed
+	Fresh     uint16   // where a socket without a past is seen, at the address of the newest IPv4 one of UDP.Observed; 0: there is none
 	Steps     []string // the steps that this side can do
 	Nonce     []byte   // of this punch
 }
@@ -83,6 +84,7 @@ type reportJSON struct {
 	Confirmed []string      `json:"confirmed,omitempty"`
 	Router    *routerJSON   `json:"router,omitempty"`
 	Proof     *proofJSON    `json:"proof,omitempty"`
+	Fresh     uint16        `json:"fresh,omitempty"`
 	Steps     []string      `json:"steps"`
 	Nonce     []byte        `json:"nonce,omitempty"`
 }
@@ -121,6 +123,7 @@ func (r Report) Marshal() []byte {
 		Version: reportVersion,
 		UDP:     r.UDP.json("quic-v1"), TCP: r.TCP.json("tcp"),
 		LAN: texts(r.LAN, ""), Confirmed: texts(r.Confirmed, ""),
+		Fresh: r.Fresh,
 		Steps: r.Steps[:min(len(r.Steps), maxAddrs)],
 		Nonce: r.Nonce,
 	}
@@ -162,6 +165,9 @@ func ParseReport(b []byte) (Report, error) {
 		UDP: j.UDP.transport("quic-v1"), TCP: j.TCP.transport("tcp"),
 		LAN: addrs(j.LAN, ""), Confirmed: addrs(j.Confirmed, ""),
 		Proof: j.Proof.proof(),
+	}
+	if j.Fresh >= lowestPort {
+		r.Fresh = j.Fresh
 	}
 	if j.Router != nil {
 		r.Router.Double = j.Router.Double

@@ -18,6 +18,7 @@ func TestReportPrintsAndParses(t *testing.T) {
 	want.UDP.Filtering, want.UDP.Ports = SamePort, Ports{Order: Sequential, Step: -2, Last: 4711}
 	want.TCP.Ports = Ports{Order: Block, Low: 2048, High: 4095}
 	want.Router = Router{PortMapping: "found", Double: true}
+	want.Fresh = 50001
 	want.Nonce = bytes.Repeat([]byte{7}, nonceSize)
 	relay, err := peer.Decode("12D3KooWEcsmQSKbUERhdux7w7hNwGbM4K7NRPppb7ET1QrGxKWp")
 	if err != nil {
@@ -34,15 +35,15 @@ func TestReportPrintsAndParses(t *testing.T) {
 }
 
 func TestReportTakesOnlyAddressesThatCanBePunchedTo(t *testing.T) {
-	r, err := ParseReport([]byte(`{"v":1,"steps":["open","levitate"],"confirmed":[
+	r, err := ParseReport([]byte(`{"v":1,"fresh":53,"steps":["open","levitate"],"confirmed":[
 		"/ip4/7.0.0.1/udp/1/quic-v1", "/ip4/7.0.0.1/tcp/1", "/ip4/7.0.0.1/tcp/1", "/dns4/example.org/tcp/1", "/memory/1",
 		"/ip4/7.0.0.1/udp/0/quic-v1", "/ip4/0.0.0.0/tcp/1", "/ip4/224.0.0.1/udp/1/quic-v1", "/ip4/7.0.0.1/udp/53", "nonsense",
 		"/ip4/7.0.0.1/tcp/1/ws", "/p2p/12D3KooWEcsmQSKbUERhdux7w7hNwGbM4K7NRPppb7ET1QrGxKWp/p2p-circuit"]}`))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(r.Confirmed) != 2 || len(r.Steps) != 1 {
-		t.Errorf("took %v and steps %v", r.Confirmed, r.Steps)
+	if len(r.Confirmed) != 2 || len(r.Steps) != 1 || r.Fresh != 0 {
+		t.Errorf("took %v, steps %v and port %d", r.Confirmed, r.Steps, r.Fresh)
 	}
 }
 
@@ -66,6 +67,7 @@ func TestReportIsBounded(t *testing.T) {
 func FuzzReport(f *testing.F) {
 	f.Add(nat(1, Independent, true).Marshal())
 	f.Add(strict(sequence(nat(1, Dependent, false), 42000, 1)).Marshal())
+	f.Add(fresh(strict(nat(1, Independent, true)), 50001).Marshal())
 	f.Add([]byte(`{"v":1,"proof":{"relay":"12D3KooWEcsmQSKbUERhdux7w7hNwGbM4K7NRPppb7ET1QrGxKWp","addr":"/ip4/1.2.3.4/udp/1/quic-v1","at":9,"sig":"AA=="}}`))
 	f.Add([]byte(`{"v":1,"udp":{"mapping":"x","observed":["/ip4/1.2.3.4/udp/1/quic-v1"]}}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -78,7 +80,7 @@ func FuzzReport(f *testing.F) {
 			t.Errorf("%+v prints as %s, which parses as %+v, %v", r, r.Marshal(), again, err)
 		}
 		MakePlan(r, strict(nat(2, Dependent, false)))
-		MakePlan(strict(nat(2, Independent, true)), r)
+		MakePlan(fresh(strict(nat(2, Independent, true)), 50002), r)
 		reason(r, nat(2, Dependent, false), "", "")
 	})
 }
