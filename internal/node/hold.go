@@ -20,8 +20,26 @@ const (
 var punchAgain = [...]time.Duration{5 * time.Second, 15 * time.Second, time.Minute, 5 * time.Minute, 15 * time.Minute, time.Hour}
 
 // punchSoon is the longest of these waits for a peer that had a direct path a moment ago: one of the two is
-// changing its network, and what failed was likely begun in the midst of it.
-const punchSoon = 10 * time.Second
+// changing its network, and what failed was likely begun in the midst of it. But only punchSoonTimes: what a router
+// remembers wrongly lives as long as packets come for it (Linux: 2 min).
+const (
+	punchSoon      = 10 * time.Second
+	punchSoonTimes = 4
+)
+
+// punchWaits counts the failed punches in a row.
+type punchWaits struct{ failed, soon int }
+
+// next is how long to wait after one more.
+func (w *punchWaits) next(lostLately bool) time.Duration {
+	wait := punchAgain[min(w.failed, len(punchAgain)-1)]
+	if lostLately && wait > punchSoon && w.soon < punchSoonTimes {
+		w.soon++
+		return punchSoon
+	}
+	w.failed++
+	return wait
+}
 
 // hold is a peer in use.
 type hold struct {
@@ -95,7 +113,7 @@ func (n *Node) keep(ctx context.Context, p peer.ID) {
 	retry := backoff{first: reconnectFirst, last: reconnectLast, rand: rand.Float64}
 	tidy := time.NewTicker(tidyEvery)
 	defer tidy.Stop()
-	punched := 0 // failed punches in a row
+	var waits punchWaits
 	var punchAt time.Time
 	var punching chan bool // gets the result of the punch under way
 	for {
@@ -104,7 +122,7 @@ func (n *Node) keep(ctx context.Context, p peer.ID) {
 		case !n.cfg.Member(p):
 			// Until the roster changes there is nobody to reach.
 		case !n.paths.has(p, Auto):
-			punched, punchAt = 0, time.Time{}
+			waits, punchAt = punchWaits{}, time.Time{}
 			if err := n.Connect(ctx, p); err != nil {
 				n.log.Debug("peer not reached", "peer", p, "err", err)
 				pause = retry.wait()
@@ -113,7 +131,7 @@ func (n *Node) keep(ctx context.Context, p peer.ID) {
 				continue
 			}
 		case n.paths.has(p, Direct):
-			punched, punchAt = 0, time.Time{}
+			waits, punchAt = punchWaits{}, time.Time{}
 		case !n.wantsDirect(p):
 		case time.Now().Before(punchAt):
 			pause = time.Until(punchAt)
@@ -129,19 +147,14 @@ func (n *Node) keep(ctx context.Context, p peer.ID) {
 		case ok := <-punching:
 			punching = nil
 			if !ok {
-				wait := punchAgain[min(punched, len(punchAgain)-1)]
-				if n.paths.lostLately(p) {
-					wait = min(wait, punchSoon)
-				}
-				punchAt = time.Now().Add(wait)
-				punched++
+				punchAt = time.Now().Add(waits.next(n.paths.lostLately(p)))
 			}
 		case <-tidy.C:
 			n.tidy(p)
 		case what := <-wake: // another network, other luck
 			retry.reset()
 			if what != relayBack {
-				punched, punchAt = 0, time.Time{}
+				waits, punchAt = punchWaits{}, time.Time{}
 			}
 		case <-ctx.Done():
 			timer.Stop()
