@@ -18,7 +18,7 @@ import (
 //  2. the other side does the same, for its QUIC port may be the one that is spoilt
 //  3. both send from it to the other's; who hears the peer makes it a connection, as in foretell.go
 //
-// Nothing is guessed: it is two packets to one port, of an address at which a relay saw the peer.
+// Nothing is guessed: it is a few packets to one port, of an address at which a relay saw the peer.
 
 const (
 	// freshFor is a round trip to anywhere, another one for a handshake, and what came too late once more.

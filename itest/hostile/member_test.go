@@ -452,7 +452,7 @@ func TestPunchPlansCannotBeAimedAtOthers(t *testing.T) {
 	quic, tcpAddr := fmt.Sprintf("/ip4/127.0.0.1/udp/%d/quic-v1", port), fmt.Sprintf("/ip4/127.0.0.1/tcp/%d", port)
 	report, _ := json.Marshal(map[string]any{"v": 1, "udp": map[string]any{"mapping": "endpoint-independent", "observed": []string{quic}},
 		"tcp": map[string]any{"mapping": "endpoint-independent", "observed": []string{tcpAddr}}, "lan": []string{quic, tcpAddr},
-		"confirmed": []string{quic, tcpAddr}, "steps": []string{"direct", "open", "predict", "birthday"}})
+		"confirmed": []string{quic, tcpAddr}, "fresh": port, "steps": []string{"direct", "open", "fresh", "predict", "birthday"}})
 	w.costs(func() {
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		defer cancel()
