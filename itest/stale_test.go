@@ -5,6 +5,7 @@ package itest
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -41,6 +42,9 @@ func TestPortThatARouterHoldsForAnotherDoesNotKeepTheRelay(t *testing.T) {
 			connect, local := w.connect()
 			path := pathIs(connect, "direct")
 			t.Logf("direct by %s after %v", path.Remote, time.Since(begun).Round(100*time.Millisecond))
+			if strings.Contains(path.Remote, fmt.Sprintf("/udp/%d/", at[0].Port())) {
+				t.Error("met at the port that the router held for another")
+			}
 			w.transfer(local, fwdtest.Load{Up: 1000, Down: 1000})
 		})
 	}
