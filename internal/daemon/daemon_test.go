@@ -15,8 +15,9 @@ import (
 	"time"
 )
 
-// patience is how long a test waits for what takes milliseconds on an idle machine.
-const patience = time.Minute
+// patience is how long a test waits for what takes milliseconds on an idle machine: long, for the machine may have
+// much else to do and the race detector to carry.
+const patience = 3 * time.Minute
 
 // A machine is one home with its daemon, in this process and on loopback.
 type machine struct {
@@ -78,9 +79,13 @@ func (m *machine) call(request any) ([]Event, error) {
 	return events, err
 }
 
+// must makes a request that has to succeed; as a script would, it tries again where nobody was reached in time.
 func (m *machine) must(request any) []Event {
 	m.t.Helper()
 	events, err := m.call(request)
+	for end := time.Now().Add(patience); err != nil && failureOf(err).Exit == ExitUnreachable && time.Now().Before(end); {
+		events, err = m.call(request)
+	}
 	if err != nil {
 		m.t.Fatalf("%T: %v", request, err)
 	}
@@ -91,6 +96,12 @@ func (m *machine) must(request any) []Event {
 // returns its event of the given kind.
 func (m *machine) hold(request any, kind string) (Event, func()) {
 	m.t.Helper()
+	return m.holdFor(request, kind, func(Event) bool { return true })
+}
+
+// holdFor is hold for the first such event that is as wanted.
+func (m *machine) holdFor(request any, kind string, wanted func(Event) bool) (Event, func()) {
+	m.t.Helper()
 	ctx, end := context.WithCancel(context.Background())
 	m.t.Cleanup(end)
 	c, err := Dial(ctx, m.home)
@@ -100,7 +111,7 @@ func (m *machine) hold(request any, kind string) (Event, func()) {
 	got := make(chan Event, 64)
 	go func() {
 		err := c.Call(ctx, request, func(e Event) {
-			if e.Event == kind {
+			if e.Event == kind && wanted(e) {
 				got <- e
 			}
 		})
