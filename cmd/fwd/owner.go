@@ -21,7 +21,7 @@ it everything goes on, but nobody can be invited or revoked any more. So keep a 
 		Args: subcommands,
 		RunE: func(*cobra.Command, []string) error { return nil },
 	}
-	cmd.AddCommand(newOwnerExport(a), newOwnerImport(a), newOwnerMove(a))
+	cmd.AddCommand(newOwnerExport(a), newOwnerImport(a), newOwnerMove(a), newOwnerSign(a))
 	return cmd
 }
 
@@ -109,6 +109,22 @@ network then, and this one is a member like others. Invites that are still open 
 		Args: words(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.ask(cmd.Context(), daemon.OwnerMoveRequest{Peer: args[0]}, a.tell)
+		},
+	}
+}
+
+func newOwnerSign(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "sign",
+		Short: "sign the roster anew, at this machine's time",
+		Long: `Sign the roster as it is once more, on the owner, at the time that its clock shows now.
+That corrects what was signed while the clock was wrong: otherwise no machine takes an
+earlier time for right, so that a clock set back revives no access that has ended. So
+see first that the clock is right.`,
+		Annotations: map[string]string{partExits: "4"},
+		Args:        noArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.ask(cmd.Context(), daemon.OwnerSignRequest{}, a.tell)
 		},
 	}
 }

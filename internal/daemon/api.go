@@ -145,7 +145,8 @@ type (
 	HandOverRequest struct {
 		Peer string `json:"peer"`
 	}
-	LeaveRequest struct {
+	OwnerSignRequest struct{}
+	LeaveRequest     struct {
 		Purge bool `json:"purge,omitempty"` // the identity key too
 	}
 	// PageRequest serves the page of `fwd ui` as long as the wish lasts.

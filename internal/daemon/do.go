@@ -68,6 +68,8 @@ func (d *Daemon) do(ctx context.Context, req Request, emit func(Event), stream *
 		return with(req, func(r AllowRequest) error { return d.allow(ctx, r, emit) })
 	case "hand-over":
 		return with(req, func(r HandOverRequest) error { return d.handOver(ctx, r, emit) })
+	case "owner-sign":
+		return d.ownerSign(emit)
 	case "owner-export":
 		return with(req, func(r OwnerExportRequest) error { return d.ownerExport(r, emit) })
 	case "owner-import":

@@ -118,6 +118,9 @@ func (d *Daemon) redeem(ctx context.Context, invite identity.Invite, as string, 
 			"cannot reach the network at %s: %v", addrWords(contact.Addrs), err)
 	}
 	reply, err := d.joinCall(ctx, contact.ID, request)
+	if err != nil && d.node.ConnectStrangerByTCP(ctx, contact) == nil {
+		reply, err = d.joinCall(ctx, contact.ID, request)
+	}
 	if err != nil || len(reply) == 0 {
 		return nil, "", fail(ExitRefused, "invite-refused", "ask for another: fwd invite",
 			"the network did not answer this invite: it is not known there, or its owner is away")

@@ -245,6 +245,23 @@ func (d *Daemon) ownerExport(req OwnerExportRequest, emit func(Event)) error {
 	return emitResult(emit, "result", backup)
 }
 
+// ownerSign carries out `fwd owner sign`. All else that an owner signs is never before what it has signed already, as
+// its clock may have been set back; here a person says that it is right.
+func (d *Daemon) ownerSign(emit func(Event)) error {
+	owner := d.currentOwner()
+	if owner == nil {
+		return fail(ExitRefused, "not-owner", "run it on the owner: fwd peers names it", "this machine does not hold the network key")
+	}
+	was, now := d.now(), time.Now()
+	s, err := owner.Update(now, func(*identity.Roster) error { return nil })
+	if err != nil {
+		return fmt.Errorf("sign the roster anew: %w", err)
+	}
+	d.log.Info("roster signed anew", "epoch", s.Epoch, "at", now, "was", was)
+	emit(Event{Event: "result", Message: fmt.Sprintf("signed at %s: epoch %d", now.UTC().Format("2006-01-02 15:04 UTC"), s.Epoch)})
+	return nil
+}
+
 // ownerImport carries out `fwd owner import`. The newest roster that peers hold
 // is adopted first, so that an old backup cannot fork the network.
 func (d *Daemon) ownerImport(ctx context.Context, req OwnerImportRequest, emit func(Event)) error {

@@ -15,13 +15,12 @@ const clockOff = 30 * time.Minute
 // warnings are what a person should know about this machine, each with its code.
 func (d *Daemon) warnings(now time.Time) []string {
 	list := append([]string{}, slices.Concat(d.twins.warnings(now), d.welcomes.warnings())...) // never null for scripts
-	if behind := d.book.Now(now).Sub(now); behind > clockOff {
-		list = append(list, fmt.Sprintf("this machine's clock is at least %s slow, by what the network's owner signed: set it; until then there is no QUIC, and so hardly a direct path (clock-wrong)", plainSpan(behind)))
-	}
+	list = append(list, d.clockWarnings(now)...)
 	if d.relay != nil && d.relay.Spent() {
 		list = append(list, "this relay has carried as much as it may this month, and carries nothing more until the next: raise monthly in fwd.toml (quota-spent)")
 	}
-	if silent := d.ownerSilent(); silent > identity.StaleWarn {
+	off, _ := d.node.ClockOff()
+	if silent := d.ownerSilent() + min(off, 0); silent > identity.StaleWarn {
 		then := ""
 		if d.strict.Load() {
 			then = "; this machine is strict and lets no new connection in after 72 h"
@@ -29,6 +28,26 @@ func (d *Daemon) warnings(now time.Time) []string {
 		list = append(list, fmt.Sprintf("the network's owner has not been heard of for %s: a revocation may be withheld%s (owner-silent)", plainSpan(silent), then))
 	}
 	return list
+}
+
+// clockWarnings say by how much the clock is wrong, by the relays' clocks and by what the owner signed.
+func (d *Daemon) clockWarnings(now time.Time) []string {
+	const then = "until then there is no QUIC, and so hardly a direct path (clock-wrong)"
+	off, asked := d.node.ClockOff()
+	signed := d.book.Now(now).Sub(now)
+	switch {
+	case d.currentOwner() != nil && signed > clockOff:
+		return []string{fmt.Sprintf("this machine owns the network, and signed %s ahead of what its clock shows now: access ends so much too early; see that the clock is right, then: fwd owner sign (clock-wrong)", plainSpan(signed))}
+	case asked && off > clockOff:
+		return []string{fmt.Sprintf("this machine's clock is %s slow, by the relays' clocks: set it; %s", plainSpan(off), then)}
+	case asked && off < -clockOff:
+		return []string{fmt.Sprintf("this machine's clock is %s fast, by the relays' clocks: set it; %s", plainSpan(-off), then)}
+	case asked && signed > clockOff:
+		return []string{fmt.Sprintf("the network's owner signed %s ahead of this machine's clock, with which the relays' agree: access ends so much too early; on the owner, once its clock is right: fwd owner sign (clock-wrong)", plainSpan(signed))}
+	case signed > clockOff:
+		return []string{fmt.Sprintf("this machine's clock is at least %s slow, by what the network's owner signed: set it; %s", plainSpan(signed), then)}
+	}
+	return nil
 }
 
 // ownerSilent is for how long nobody here has had a word of the network's owner; 0

@@ -360,6 +360,16 @@ func (n *Node) ConnectStranger(ctx context.Context, who peer.AddrInfo) error {
 	return nil
 }
 
+// ConnectStrangerByTCP is [Node.ConnectStranger] for who got a QUIC connection and lost it at once: to a machine whose
+// clock is fast its own handshake looks done when the far side is about to refuse its certificate, which is not good yet.
+func (n *Node) ConnectStrangerByTCP(ctx context.Context, who peer.AddrInfo) error {
+	addrs := n.resolved(ctx, who.Addrs, "tcp")
+	if len(addrs) == 0 {
+		return fmt.Errorf("connect to %s by TCP: %w", who.ID, ErrUnreachable)
+	}
+	return n.ConnectAt(ctx, peer.AddrInfo{ID: who.ID, Addrs: addrs})
+}
+
 // ConnectAt dials p at those very addresses, whatever connection to it there is already: it is asked whether p is there.
 func (n *Node) ConnectAt(ctx context.Context, p peer.AddrInfo) error {
 	ctx, cancel := context.WithCancel(ctx)

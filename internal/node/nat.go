@@ -49,6 +49,27 @@ type observation struct {
 	second ma.Multiaddr // as the relay's second TCP port sees our port; nil: not known
 }
 
+// ClockOff is by how much this machine's clock is behind the relays', whichever is in the middle; negative: ahead. False
+// where none has been asked, or not since the machine slept or its clock was set.
+func (n *Node) ClockOff() (behind time.Duration, ok bool) {
+	n.nat.mu.Lock()
+	defer n.nat.mu.Unlock()
+	now := time.Now()
+	var offs []time.Duration
+	for _, o := range n.nat.seen {
+		since := now.Sub(o.at)
+		stepped := (now.Round(0).Sub(o.at.Round(0)) - since).Abs() > time.Minute
+		if !stepped && !o.proof.At.IsZero() {
+			offs = append(offs, o.proof.At.Add(since).Sub(now.Round(0)))
+		}
+	}
+	if len(offs) == 0 {
+		return 0, false
+	}
+	slices.Sort(offs)
+	return offs[len(offs)/2], true
+}
+
 func newNATView(n *Node) *natView { return &natView{node: n, seen: make(map[*link]observation)} }
 
 // forget drops what was seen in another network.

@@ -30,6 +30,9 @@ type Peer struct {
 	Home string   // its FWD_HOME
 	Env  []string // further variables, "NAME=value"; set before the first command
 
+	// Clock is by how much its clock is wrong; a daemon has it from its start on.
+	Clock time.Duration
+
 	t     testing.TB
 	procs []*Process
 }
@@ -143,7 +146,11 @@ func (p *Peer) WaitPath(service, kind string) Path {
 }
 
 func (p *Peer) command(ctx context.Context, args ...string) *lab.Cmd {
-	cmd := p.Host.Command(ctx, Binary(p.t), args...)
+	binary := Binary(p.t)
+	if p.Clock != 0 {
+		binary = Shifted(p.t)
+	}
+	cmd := p.Host.Command(ctx, binary, args...)
 	for _, v := range os.Environ() {
 		if strings.HasPrefix(v, "FWD_LOG=") || !strings.HasPrefix(v, "FWD_") && !strings.HasPrefix(v, "XDG_") {
 			cmd.Env = append(cmd.Env, v)
@@ -151,6 +158,9 @@ func (p *Peer) command(ctx context.Context, args ...string) *lab.Cmd {
 	}
 	cmd.Env = append(cmd.Env, "FWD_HOME="+p.Home, "HOME="+p.Home, "NO_COLOR=1")
 	cmd.Env = append(cmd.Env, p.Env...)
+	if p.Clock != 0 {
+		cmd.Env = append(cmd.Env, ClockEnv+"="+p.Clock.String())
+	}
 	cmd.Dir = p.Home
 	return cmd
 }
