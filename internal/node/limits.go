@@ -33,6 +33,9 @@ const (
 
 	// muxWindow is the most one yamux stream may have in flight: 32 MiB carry 1 Gbit/s over 250 ms.
 	muxWindow = 32 << 20
+	// muxFirstWindow is the same at first: 100 Mbit/s over 150 ms. With the library's 256 KiB a stream begins slower than
+	// the line, BBR takes that for all that the line carries, and needs many seconds to find out.
+	muxFirstWindow = 2 << 20
 	// muxWriteTimeout is how long a TCP write may block before the connection counts as dead. The
 	// library's 10 s end connections on merely slow wires; our own pings notice death sooner.
 	muxWriteTimeout = 60 * time.Second
@@ -74,7 +77,7 @@ func newConnManager(relay bool) (*connmgr.BasicConnMgr, error) {
 // newMuxer is yamux with our own settings; a copy, for the library's are shared by the process.
 func newMuxer() *yamux.Transport {
 	mux := *yamux.DefaultTransport
-	mux.MaxStreamWindowSize = muxWindow
+	mux.InitialStreamWindowSize, mux.MaxStreamWindowSize = muxFirstWindow, muxWindow
 	mux.ConnectionWriteTimeout = muxWriteTimeout
 	mux.KeepAliveInterval = muxKeepAlive
 	mux.EnableKeepAlive = true
