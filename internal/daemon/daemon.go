@@ -83,6 +83,7 @@ type Daemon struct {
 	doubted  bool                               // somebody did
 	offered  map[peer.ID][]identity.ServiceInfo // what each exposed for us when last asked
 	askers   map[peer.ID]*rate.Limiter
+	partings map[peer.ID]chan struct{} // of who leaves; closed when it has its answer
 	wishes   int
 	idle     *time.Timer // ends the daemon; nil in the foreground
 }
@@ -274,6 +275,7 @@ func open(home Home, log *slog.Logger, level *slog.LevelVar, finish context.Canc
 		seen:     map[peer.ID]sighting{},
 		offered:  map[peer.ID][]identity.ServiceInfo{},
 		askers:   map[peer.ID]*rate.Limiter{},
+		partings: map[peer.ID]chan struct{}{},
 		boot:     rand.Text(),
 		twins:    newTwins(),
 		joins:    newLobby(),

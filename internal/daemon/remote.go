@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -71,6 +72,7 @@ func (d *Daemon) carryOut(p peer.ID, req Request) ([]Event, *Failure) {
 	case "announce":
 		err = with(req, func(r AnnounceRequest) error { return d.grantAnnounce(owner, p, r) })
 	case "leave":
+		d.partFrom(p)
 		err = owner.Leave(p, d.now())
 	case "hand-on":
 		err = with(req, func(r HandOnRequest) error { return d.grantHandOver(owner, p, r.Word) })
@@ -106,6 +108,49 @@ func (d *Daemon) mayCarryOut(p peer.ID, command string) error {
 		return errors.New("its role is " + s.Role(p))
 	}
 	return nil
+}
+
+// Who leaves by its own request has the answer first: what the new roster does not
+// allow ends then, its connections among it, and where the owner is a relay these are
+// all it has.
+
+// partingTime is how long the answer may take. A revocation may wait for it, so with
+// that it must still be through within a second.
+const partingTime = 500 * time.Millisecond
+
+func (d *Daemon) partFrom(p peer.ID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.partings[p] == nil {
+		d.partings[p] = make(chan struct{})
+	}
+}
+
+// parted ends p's parting, if there is one.
+func (d *Daemon) parted(p peer.ID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if parting := d.partings[p]; parting != nil {
+		close(parting)
+		delete(d.partings, p)
+	}
+}
+
+// awaitPartings waits until all who are leaving have their answers, for partingTime at
+// most, whoever else begins to leave meanwhile.
+func (d *Daemon) awaitPartings(ctx context.Context) {
+	d.mu.Lock()
+	partings := slices.Collect(maps.Values(d.partings))
+	d.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, partingTime)
+	defer cancel()
+	for _, parting := range partings {
+		select {
+		case <-parting:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // asker paces what one peer has done here: each change of the roster is a write

@@ -190,6 +190,7 @@ func (d *Daemon) serveRoster(s network.Stream) {
 		d.greeted(s.Conn(), theirs)
 		if theirs.Request != nil {
 			// Before the offer, so that the asker sees the outcome at once.
+			defer d.parted(p)
 			reply.Events, reply.Failure = d.carryOut(p, *theirs.Request)
 		}
 		reply.RosterMsg = d.book.Offer(p, time.Now())
@@ -202,6 +203,9 @@ func (d *Daemon) serveRoster(s network.Stream) {
 	if identity.WriteMsg(s, reply) != nil {
 		s.Reset()
 		return
+	}
+	if r := theirs.Request; r != nil && r.Command == "leave" && reply.Failure == nil && !reply.Want {
+		s.Read(make([]byte, 1)) // the stream's end: it has read the answer
 	}
 	given := identity.RosterMsg{Term: theirs.Term, Epoch: theirs.Epoch, Heartbeat: theirs.Heartbeat}
 	if reply.Want && d.readRoster(s, p, &given) != nil {
@@ -289,6 +293,7 @@ func (d *Daemon) followRoster(ctx context.Context) error {
 		}
 		look.Stop()
 		if changed || !expiry.IsZero() && !d.now().Before(expiry) {
+			d.awaitPartings(ctx)
 			d.enforce()
 		}
 		if changed {
