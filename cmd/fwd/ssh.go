@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"fwd/internal/daemon"
 )
 
 // ssh asks for nothing new: the system's ssh, its keys, its configuration, over
@@ -47,7 +49,7 @@ fwd ssh --print-config >> ~/.ssh/config    # then: scp photo.jpg nas.fwd:`,
 				printHelp(a.out.stdout, cmd)
 				return nil
 			case "--print-config":
-				a.out.answer("%s", sshConfig(self(), os.Getenv("FWD_HOME"), a.home.Network))
+				a.out.answer("%s", sshConfig(self(), daemon.HomeFolder(), a.home.Network))
 				return nil
 			}
 		}

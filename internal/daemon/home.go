@@ -32,7 +32,7 @@ const systemSocket = "/run/fwd/fwd.sock"
 // FindHome reads FWD_HOME and the system's conventions. A user without an
 // identity on a machine where the system service runs uses that.
 func FindHome() Home {
-	if dir := os.Getenv("FWD_HOME"); dir != "" {
+	if dir := HomeFolder(); dir != "" {
 		return Home{State: dir, Config: filepath.Join(dir, "fwd.toml")}
 	}
 	if os.Getenv("FWD_SYSTEM") != "" { // set by the unit
@@ -45,6 +45,19 @@ func FindHome() Home {
 		}
 	}
 	return home
+}
+
+// HomeFolder is FWD_HOME, absolute: what else is started with it, the daemon first of
+// all, may run in another folder. Empty: it is not set.
+func HomeFolder() string {
+	dir := os.Getenv("FWD_HOME")
+	if dir == "" {
+		return ""
+	}
+	if abs, err := filepath.Abs(dir); err == nil { // else nobody knows where this runs
+		return abs
+	}
+	return dir
 }
 
 // UserHome is this user's own.

@@ -71,6 +71,9 @@ func launch(ctx context.Context, home Home) error {
 	}
 	cmd := exec.Command(exe, words...)
 	cmd.Dir = home.State // so that it holds no other folder busy
+	if dir := HomeFolder(); dir != "" {
+		cmd.Env = append(cmd.Environ(), "FWD_HOME="+dir)
+	}
 	cmd.Stderr = log
 	detach(cmd)
 	out, err := cmd.StdoutPipe()
