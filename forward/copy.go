@@ -19,6 +19,8 @@ import (
 //  4. on a failed read reset both sides
 //  5. on a failed write stop reading, give the opposite direction a moment to
 //     deliver what the failed side had still sent, then reset both sides
+//  6. the same when a side tells of its loss by itself (AfterLoss): while both
+//     directions wait for bytes nobody would notice
 //
 // Copy returns when both directions have ended.
 
@@ -36,10 +38,13 @@ const drainTime = time.Second
 // from outside, [Reset] both connections.
 func Copy(a, b Conn) (aToB, bToA int64, err error) {
 	p := &pair{a: a, b: b}
+	unwatchA, unwatchB := p.watch(a, b), p.watch(b, a)
 	other := make(chan int64)
 	go func() { other <- p.copyHalf(p.a, p.b) }() // ends with its direction; both sides' reset ends both
 	aToB = p.copyHalf(b, a)
 	bToA = <-other
+	unwatchA()
+	unwatchB()
 
 	if p.err != nil { // both directions have ended, p is ours alone
 		if p.drainUntil.Load() != nil {
@@ -93,6 +98,8 @@ func (p *pair) copyHalf(dst, src Conn) (n int64) {
 				p.end()
 			}
 			return n
+		case p.drainUntil.Load() != nil && isDeadline(readErr):
+			return n // the opposite direction may still deliver, for its own drainTime
 		default:
 			p.fail(readErr)
 			p.reset()
@@ -137,6 +144,31 @@ func (p *pair) failWrite(dst, src Conn, err error) {
 	dst.SetReadDeadline(until)
 	src.SetWriteDeadline(until)
 }
+
+// watch has c's loss end what waits for the other side, if c tells of it. The returned
+// function ends that, and waits for what has begun.
+func (p *pair) watch(c, other Conn) (unwatch func()) {
+	teller, ok := c.(interface {
+		AfterLoss(f func(error)) (stop func() bool)
+	})
+	if !ok {
+		return func() {}
+	}
+	told := make(chan struct{})
+	stop := teller.AfterLoss(func(err error) {
+		defer close(told)
+		p.failWrite(c, other, err)
+		other.SetReadDeadline(longAgo)
+	})
+	return func() {
+		if !stop() {
+			<-told
+		}
+	}
+}
+
+// longAgo is a deadline that has passed.
+var longAgo = time.Unix(1, 0)
 
 func (p *pair) fail(err error) {
 	p.mu.Lock()

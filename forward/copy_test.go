@@ -6,6 +6,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -146,6 +147,59 @@ func TestCopyResetsAfterHalfClose(t *testing.T) {
 	}
 	if r := <-result; r.err == nil {
 		t.Fatal("Copy called a reset a clean end")
+	}
+}
+
+// telling is a session that tells of its loss by itself.
+type telling struct {
+	*memConn
+	after atomic.Pointer[func(error)]
+}
+
+func (c *telling) AfterLoss(f func(error)) (stop func() bool) {
+	c.after.Store(&f)
+	return func() bool { return c.after.Swap(nil) != nil }
+}
+
+func (c *telling) lose(err error) { (*c.after.Swap(nil))(err) }
+
+// The far side has ended its direction, the target reads all of it and is silent: no Read or Write would ever tell
+// that the session is lost.
+func TestCopyWithASilentTargetEndsWhenTheSessionIsLost(t *testing.T) {
+	near, target := newTCPPair(t)
+	mem, far := newMemPair()
+	session := &telling{memConn: mem}
+	far.Write([]byte("the last words"))
+	result := startCopy(t, session, near)
+	readExactly(t, target, 14)
+	far.CloseWrite()
+	if n, err := target.Read(make([]byte, 1)); err != io.EOF {
+		t.Fatalf("the target read %d, %v", n, err)
+	}
+	session.lose(errReset)
+	if r := <-result; r.err != errReset || r.aToB != 14 {
+		t.Fatalf("Copy returned %+v", r)
+	}
+	if _, err := target.Write([]byte("x")); err == nil {
+		t.Fatal("the target may still write")
+	}
+}
+
+// What came before the loss is still delivered.
+func TestCopyDeliversWhatCameBeforeTheLoss(t *testing.T) {
+	near, target := newTCPPair(t)
+	mem, far := newMemPair()
+	session := &telling{memConn: mem}
+	far.Write(make([]byte, memWindow))
+	far.CloseWrite()
+	result := startCopy(t, session, near)
+	readExactly(t, target, 1)
+	session.lose(errReset)
+	if n, _ := io.Copy(io.Discard, target); n != memWindow-1 {
+		t.Errorf("the target read %d bytes", n)
+	}
+	if r := <-result; r.err != errReset {
+		t.Errorf("Copy returned %+v", r)
 	}
 }
 

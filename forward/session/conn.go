@@ -56,6 +56,10 @@ type Conn struct {
 	changed signal // write deadline, CloseWrite, Close, Reset
 
 	cause atomic.Pointer[error] // why we reset it, if not by Reset
+
+	losing sync.Mutex
+	lost   error       // it was lost for that
+	after  func(error) // AfterLoss
 }
 
 func newConn(l *lane, st *yamux.Stream, o *open) *Conn {
@@ -69,6 +73,7 @@ func newConn(l *lane, st *yamux.Stream, o *open) *Conn {
 		c.sum = l.link.e.totals.begin(l.link.peer, c.name, entry)
 	}
 	c.bulky.Store(bulkBytes)
+	u.belong(c)
 	return c
 }
 
@@ -326,6 +331,40 @@ func (c *Conn) Reset() error {
 func (c *Conn) cut(why error) {
 	c.cause.CompareAndSwap(nil, &why)
 	c.abort(0)
+	c.lose(c.resetHere())
+}
+
+// AfterLoss has f called, in a goroutine of its own, once the session is lost: reset by the far side, cut here for a
+// reason, or with the link. The next Read or Write fails with the same error, but only if there is one. There is one
+// f; stop takes it back, and says whether it will not be called.
+func (c *Conn) AfterLoss(f func(error)) (stop func() bool) {
+	c.losing.Lock()
+	defer c.losing.Unlock()
+	if c.lost != nil {
+		go f(c.lost)
+		return func() bool { return false }
+	}
+	c.after = f
+	return func() bool {
+		c.losing.Lock()
+		defer c.losing.Unlock()
+		kept := c.after != nil
+		c.after = nil
+		return kept
+	}
+}
+
+func (c *Conn) lose(why error) {
+	c.losing.Lock()
+	defer c.losing.Unlock()
+	if c.lost != nil {
+		return
+	}
+	c.lost = why
+	if f := c.after; f != nil {
+		c.after = nil
+		go f(why)
+	}
 }
 
 // abort resets the stream with a yamux code. The message may wait for the path in a full queue; hence the goroutine. So

@@ -533,8 +533,12 @@ func (k *link) fail(err error, reason byte) {
 	}
 	wg.Wait()
 	k.mu.Lock()
+	conns := k.conns
 	k.conns, k.bulk = map[*Conn]struct{}{}, map[*Conn]int64{}
 	k.mu.Unlock()
+	for c := range conns {
+		c.lose(fmt.Errorf("%w: %w", ErrReset, err))
+	}
 }
 
 // reason is why the link has ended; nil while it has not.

@@ -672,3 +672,68 @@ func TestBootClockRuns(t *testing.T) {
 		t.Fatal(a, b)
 	}
 }
+
+// The exit has read the end of the entry's direction and waits for its target, which is silent: it neither reads nor
+// writes when the entry gives up.
+func TestAResetOfAHalfClosedSessionIsToldToWhoOnlyWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t)
+		defer l.close()
+		lossOf := func(c *Conn) <-chan error {
+			told := make(chan error, 1)
+			c.AfterLoss(func(err error) { told <- err })
+			return told
+		}
+		for _, end := range []struct {
+			how  string
+			of   func(near, far *Conn)
+			want error
+		}{
+			{"reset by the far side", func(near, far *Conn) { near.Reset() }, ErrReset},
+			{"cut here", func(near, far *Conn) { l.e.End(far.id.String(), errFar); l.c.End(far.id.String(), errFar) }, errFar},
+		} {
+			for _, byEntry := range []bool{true, false} {
+				near, far := l.session()
+				if !byEntry {
+					near, far = far, near
+				}
+				near.CloseWrite()
+				if n, err := io.Copy(io.Discard, far); n != 0 || err != nil {
+					t.Fatal(n, err)
+				}
+				told := lossOf(far)
+				synctest.Wait()
+				end.of(near, far)
+				synctest.Wait()
+				select {
+				case err := <-told:
+					if !errors.Is(err, end.want) || !errors.Is(err, ErrReset) {
+						t.Errorf("%s: told %v", end.how, err)
+					}
+				default:
+					t.Errorf("%s: not told", end.how)
+				}
+				if c, e := l.c.Sessions(), l.e.Sessions(); len(c)+len(e) != 0 {
+					t.Errorf("%s: sessions are left: %v %v", end.how, c, e)
+				}
+				if err := <-lossOf(far); !errors.Is(err, end.want) {
+					t.Errorf("%s: told %v to who asks late", end.how, err)
+				}
+			}
+		}
+		near, far := l.session()
+		near.CloseWrite()
+		told := lossOf(far)
+		stopped := lossOf(near)
+		if stop := near.AfterLoss(func(err error) { t.Error("told who does not ask any more") }); !stop() {
+			t.Error("nothing to stop")
+		}
+		go l.c.Cut(func(peer.ID, string, string) bool { return true }, errFar)
+		if err := <-told; !errors.Is(err, ErrReset) {
+			t.Errorf("the link's end: told %v", err)
+		}
+		if len(stopped) != 0 {
+			t.Error("told twice")
+		}
+	})
+}

@@ -6,11 +6,16 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
+
+	yamux "github.com/libp2p/go-yamux/v5"
 )
 
 // What has come for a session and its application has not read yet waits in yamux, which does not say how much that is.
 // A gauge at the lane reads along and knows. Each session may hold its window, for a slow reader stops nobody but its own
 // writer; but thousands of them could hold more than a machine has, and then those that hold most are reset.
+//
+// It sees resets too, which yamux tells nobody who neither reads nor writes: a session whose far side has ended its
+// direction and waits for a silent target would stay for ever.
 
 const (
 	// unreadShare is how much all sessions together may hold, in Config.Budget: 1 GiB by default, 512 first windows.
@@ -21,8 +26,10 @@ const (
 
 // Of a yamux head: its type and flags, as far as they matter here (yamux spec, "Framing").
 const (
-	muxData = 0
-	muxSYN  = 1
+	muxData   = 0
+	muxWindow = 1
+	muxSYN    = 1
+	muxRST    = 8
 )
 
 // unread is what one session holds.
@@ -32,6 +39,31 @@ type unread struct {
 	mu   sync.Mutex
 	n    int64
 	over bool // the session is gone
+	conn *Conn
+	rst  error // the far side's reset, if it came before conn
+}
+
+// belong says whose account it is.
+func (u *unread) belong(c *Conn) {
+	u.mu.Lock()
+	rst := u.rst
+	u.conn = c
+	u.mu.Unlock()
+	if rst != nil {
+		c.lose(c.translate(rst))
+	}
+}
+
+// reset ends the session that the far side has reset.
+func (u *unread) reset(rst error) {
+	u.mu.Lock()
+	c := u.conn
+	u.rst = rst
+	u.mu.Unlock()
+	if c != nil {
+		c.lane.link.remove(c)
+		c.lose(c.translate(rst))
+	}
 }
 
 func (u *unread) add(n int64) {
@@ -144,7 +176,9 @@ func (g *gauge) pass(p []byte) {
 		p = p[n:]
 		if g.have == muxHeader {
 			g.have = 0
-			g.begin()
+			if u, rst := g.begin(); u != nil {
+				u.reset(rst)
+			}
 		}
 	}
 }
@@ -160,8 +194,8 @@ func (g *gauge) pressed() {
 }
 
 // begin takes a head in. A stream that yamux refuses never becomes a session: its account ends with the lane, so there are
-// never more of them than there can be streams.
-func (g *gauge) begin() {
+// never more of them than there can be streams. The account and the error are those of a stream that is reset by it.
+func (g *gauge) begin() (u *unread, rst error) {
 	kind, flags := g.head[1], binary.BigEndian.Uint16(g.head[2:])
 	stream, length := binary.BigEndian.Uint32(g.head[4:]), binary.BigEndian.Uint32(g.head[8:])
 	g.mu.Lock()
@@ -172,6 +206,14 @@ func (g *gauge) begin() {
 	if kind == muxData {
 		g.left, g.of = int64(length), g.sessions[stream]
 	}
+	if flags&muxRST == 0 || kind != muxData && kind != muxWindow {
+		return nil, nil
+	}
+	rst = yamux.ErrStreamReset
+	if kind == muxWindow {
+		rst = &yamux.StreamError{Remote: true, ErrorCode: length}
+	}
+	return g.sessions[stream], rst
 }
 
 // tooMuchUnread says whether sessions hold more than they may.
