@@ -1,10 +1,11 @@
 //go:build linux
 
 // Package load puts the real fwd under more than it will meet, and looks at what is left of it afterwards: memory,
-// goroutines, descriptors. docs/load.md has the figures. Without -load nothing runs:
+// goroutines, descriptors. docs/load.md has the figures. Without -load or -soak nothing runs:
 //
 //	go test ./itest/load -load -v -timeout 1h
 //	go test ./itest/load -load -v -run Churn -span 10m
+//	go test ./itest/load -soak 1h -run TestSoak -v -timeout 2h
 package load
 
 import (
