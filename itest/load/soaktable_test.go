@@ -112,7 +112,7 @@ func (s *soak) rest(when string, before *[3]holding) {
 	var now [3]holding
 	var wrong []string
 	began := time.Now()
-	for said := ""; ; time.Sleep(5 * time.Second) {
+	for reasons := 0; ; time.Sleep(5 * time.Second) {
 		now, wrong = s.hold(), nil
 		for i, p := range s.all() {
 			h := now[i]
@@ -123,10 +123,10 @@ func (s *soak) rest(when string, before *[3]holding) {
 				wrong = append(wrong, fmt.Sprintf("%s: %v, before %v", p.Host.Name(), h.usage, before[i].usage))
 			}
 		}
-		if text := strings.Join(wrong, "; "); text != said {
-			s.t.Logf("%s waits: %s", time.Now().Format(time.TimeOnly), text)
-			said = text
+		if len(wrong) > reasons {
+			s.t.Logf("%s waits: %s", time.Now().Format(time.TimeOnly), strings.Join(wrong, "; "))
 		}
+		reasons = len(wrong)
 		if len(wrong) == 0 || time.Since(began) > patience {
 			break
 		}
