@@ -1,6 +1,8 @@
 package node
 
 import (
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -63,6 +65,7 @@ type paths struct {
 	mu       sync.Mutex
 	peers    map[peer.ID]*peerPaths
 	watchers map[*watcher]bool
+	left     map[peer.ID]time.Time              // when the last direct connection ended, or the path went silent, for forgiveAfter
 	beside   map[peer.ID]*search                // when a way for bulk was last looked for
 	news     map[peer.ID]map[chan struct{}]bool // who waits for any change of a peer's links
 }
@@ -72,6 +75,7 @@ func newPaths(n *Node) *paths {
 		node:     n,
 		peers:    make(map[peer.ID]*peerPaths),
 		watchers: make(map[*watcher]bool),
+		left:     make(map[peer.ID]time.Time),
 		beside:   make(map[peer.ID]*search),
 		news:     make(map[peer.ID]map[chan struct{}]bool),
 	}
@@ -128,6 +132,9 @@ func (ps *paths) disconnected(c network.Conn) {
 		}
 		close(l.done)
 		pp.links = append(pp.links[:i:i], pp.links[i+1:]...)
+		if l.direct() && !slices.ContainsFunc(pp.links, (*link).direct) {
+			ps.leftLocked(p)
+		}
 		break
 	}
 	ps.chooseLocked(p, nil)
@@ -191,6 +198,21 @@ func (ps *paths) fellLocked(p peer.ID, l *link) {
 		pp.falls = 0
 	}
 	pp.falls, pp.fell = pp.falls+1, time.Now()
+	ps.leftLocked(p)
+}
+
+func (ps *paths) leftLocked(p peer.ID) {
+	maps.DeleteFunc(ps.left, func(_ peer.ID, at time.Time) bool { return time.Since(at) >= forgiveAfter })
+	ps.left[p] = time.Now()
+}
+
+// hadDirect says whether a direct connection to p ended some minutes ago, for whatever reason; also if nothing is left
+// of p since: a machine that changes networks loses all.
+func (ps *paths) hadDirect(p peer.ID) bool {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	at, ok := ps.left[p]
+	return ok && time.Since(at) < forgiveAfter
 }
 
 // forgive forgets what was lost in another network.

@@ -110,6 +110,9 @@ func TestHeldPeerIsUpgradedToADirectPathAndWatchersSeeIt(t *testing.T) {
 	if c, err := echo(t, a, b.self, Relay); err != nil || relayOf(c.RemoteMultiaddr()) == "" {
 		t.Errorf("the relayed connection is not kept as a way back: %v", err)
 	}
+	release()
+	a.Host().Network().ClosePeer(b.self)
+	eventually(t, "the direct path that was is remembered, though nothing is left", func() bool { return a.paths.hadDirect(b.self) })
 }
 
 func TestHoldForTheRelayAloneDoesNotPunch(t *testing.T) {

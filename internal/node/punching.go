@@ -51,10 +51,11 @@ func (n *Node) wire() *punch.Wire {
 			s, err := newFreshSocket()
 			return s, err
 		},
-		Fresh:    n.fresh,
-		Take:     n.take,
-		Vouched:  n.vouched,
-		Guessing: func() bool { return !n.cfg.NoGuessing },
+		Fresh:     n.fresh,
+		HadDirect: n.paths.hadDirect,
+		Take:      n.take,
+		Vouched:   n.vouched,
+		Guessing:  func() bool { return !n.cfg.NoGuessing },
 	}
 }
 

@@ -49,13 +49,14 @@ func (r Report) fresh4() (netip.AddrPort, bool) {
 }
 
 // freshen opens the fresh socket that r, our report, tells of, if there is use for one: theirs has one, or, where we
-// begin, our last punch with them was in vain.
+// begin, our last punch with them was in vain, or there was a direct path lately: then a router may hold its ports.
 func (pu *Puncher) freshen(ctx context.Context, m *meeting, r *Report, theirs *Report) {
 	at, ok := r.UDP.seen4()
 	if !ok || !easy(r.UDP) {
 		return
 	}
-	if theirs == nil && !pu.inVain(m.peer) {
+	hadDirect := pu.cfg.Wire.HadDirect
+	if theirs == nil && !pu.inVain(m.peer) && (hadDirect == nil || !hadDirect(m.peer)) {
 		return
 	}
 	if theirs != nil {

@@ -65,6 +65,8 @@ type Wire struct {
 	Socket func() (Socket, error)
 	// Fresh opens one and has a relay say where it is seen.
 	Fresh func(context.Context) (Socket, netip.AddrPort, error)
+	// HadDirect says whether a direct path to p was lost lately; nil: no.
+	HadDirect func(p peer.ID) bool
 	// Take makes a socket to which the peer's packets come the connection to p. It owns the socket.
 	Take func(ctx context.Context, p peer.ID, s Socket, to netip.AddrPort, role Role) error
 	// Vouched says whether one of the roster's relays saw p at its Report's UDP address.

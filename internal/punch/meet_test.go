@@ -256,6 +256,23 @@ func TestGuessingCanBeTurnedOff(t *testing.T) {
 	}
 }
 
+// A direct path was there and is no more: a router may hold its ports, so nobody waits for simultaneous open to fail.
+func TestTheFirstPunchAfterALostDirectPathMeetsAtFreshPorts(t *testing.T) {
+	for _, lost := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			n := &internet{ports: make(map[netip.AddrPort]*fakeSocket)}
+			a, b := newSides(noTCP(strict(nat(1, Independent, true))), noTCP(strict(nat(2, Independent, true))))
+			a.withWire(n, "7.0.0.1", randomPort)
+			b.withWire(n, "7.0.0.2", randomPort)
+			a.cfg.Wire.HadDirect = func(peer.ID) bool { return lost }
+			o, err := a.Punch(t.Context(), "b")
+			if err != nil || o.Direct != lost || lost && o.Step != StepFresh {
+				t.Errorf("lost before: %v: %+v, %v", lost, o, err)
+			}
+		})
+	}
+}
+
 // What simultaneous open should have done and has not is done from sockets that no router remembers.
 func TestAPunchAfterOneInVainMeetsAtFreshPorts(t *testing.T) {
 	for name, c := range map[string]struct {
