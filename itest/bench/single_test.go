@@ -5,6 +5,7 @@ package bench
 import (
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -206,11 +207,23 @@ func oneByOne(t *testing.T, w *way, n int) (taken func() int64, stop func()) {
 	}
 }
 
-// measureFar sends one stream over a long fat line.
+// measureFar sends one stream over a long fat line, with buffers of the kernel that can hold what is on its way: the usual
+// 4 and 6 MiB let no TCP fill it.
 func measureFar(t *testing.T, r *report) {
 	line := wire(200*time.Millisecond, 1e9, 0)
 	l := lab.New(t)
 	ways := longWays(t, l, lab.Shaped(line, line))
+	for _, p := range ways.of {
+		for _, h := range []*lab.Host{p.a, p.b} {
+			for _, name := range []string{"tcp_rmem", "tcp_wmem"} {
+				var err error
+				h.Exec(func() { err = os.WriteFile("/proc/sys/net/ipv4/"+name, []byte("4096 131072 134217728"), 0) })
+				if err != nil {
+					t.Logf("%s on %s: %v", name, h.Name(), err)
+				}
+			}
+		}
+	}
 	for range *rounds {
 		for _, w := range ways.list {
 			taken, stop := transfer(t, w, "up", 1)
