@@ -68,9 +68,14 @@ func TestADayOfWorkLeavesNothingBehind(t *testing.T) {
 			time.Sleep(5 * time.Minute)
 
 			for name, e := range map[string]*Endpoint{"entry": l.c, "exit": l.e} {
-				e.mem.mu.Lock()
-				used := e.mem.used
-				e.mem.mu.Unlock()
+				used := e.mem.inUse()
+				for range 60 { // the multiplexer may be measuring its round trip just now
+					if used == 0 {
+						break
+					}
+					time.Sleep(time.Second)
+					used = e.mem.inUse()
+				}
 				if n := len(e.Sessions()); used != 0 || n > 2 || e.mem.unread.Load() > int64(n) { // the answer's code is read with the first byte
 					t.Fatalf("after hour %d the %s holds %d bytes to send, %d to read, %d sessions", hour, name, used, e.mem.unread.Load(), n)
 				}
@@ -83,6 +88,13 @@ func TestADayOfWorkLeavesNothingBehind(t *testing.T) {
 		}
 		day.end()
 	})
+}
+
+// inUse is what the rings hold.
+func (m *memory) inUse() int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.used
 }
 
 // breakAll ends every stream there is.

@@ -50,9 +50,6 @@ func TestWhereOnlyQUICIsDirectEachLaneOfBulkGetsAConnectionForItself(t *testing.
 	for i := range lanes {
 		open(i, Wish{Bulk: true})
 	}
-	if n := len(used()); n != 1 {
-		t.Errorf("bulk waited: it goes by %d connections at once", n)
-	}
 	eventually(t, "each by another connection", func() bool {
 		select {
 		case <-changes: // as the daemon does
