@@ -277,6 +277,10 @@ func (ps *paths) describeLinkLocked(p peer.ID, l *link, since time.Time) Path {
 func (ps *paths) find(p peer.ID, c network.Conn) *link {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
+	return ps.findLocked(p, c)
+}
+
+func (ps *paths) findLocked(p peer.ID, c network.Conn) *link {
 	if pp := ps.peers[p]; pp != nil {
 		for _, l := range pp.links {
 			if l.conn == c {

@@ -145,11 +145,9 @@ func (n *Node) dialMore(p peer.ID) {
 		n.paths.mu.Lock()
 		defer n.paths.mu.Unlock()
 		s.dialled = false
-		if pp := n.paths.peers[p]; pp != nil {
-			if i := slices.IndexFunc(pp.links, func(l *link) bool { return l.conn == c }); i >= 0 {
-				pp.links[i].further = true
-				n.paths.chooseLocked(p, nil)
-			}
+		if l := n.paths.findLocked(p, c); l != nil {
+			l.further = true
+			n.paths.chooseLocked(p, nil)
 		}
 	})
 }

@@ -5,7 +5,6 @@ package bench
 import (
 	"fmt"
 	"net"
-	"os"
 	"sync"
 	"testing"
 	"time"
@@ -216,9 +215,7 @@ func measureFar(t *testing.T, r *report) {
 	for _, p := range ways.of {
 		for _, h := range []*lab.Host{p.a, p.b} {
 			for _, name := range []string{"tcp_rmem", "tcp_wmem"} {
-				var err error
-				h.Exec(func() { err = os.WriteFile("/proc/sys/net/ipv4/"+name, []byte("4096 131072 134217728"), 0) })
-				if err != nil {
+				if err := sysctl(h, name, "4096 131072 134217728"); err != nil {
 					t.Logf("%s on %s: %v", name, h.Name(), err)
 				}
 			}

@@ -126,12 +126,17 @@ func congestion(t testing.TB, h *lab.Host) {
 	t.Helper()
 	var err error
 	for _, usualControl = range []string{"cubic", "reno"} {
-		h.Exec(func() { err = os.WriteFile("/proc/sys/net/ipv4/tcp_congestion_control", []byte(usualControl), 0) })
-		if err == nil {
+		if err = sysctl(h, "tcp_congestion_control", usualControl); err == nil {
 			return
 		}
 	}
 	t.Logf("congestion control on %s: %v", h.Name(), err)
+}
+
+// sysctl sets one of net.ipv4 in the host's namespace.
+func sysctl(h *lab.Host, name, value string) (err error) {
+	h.Exec(func() { err = os.WriteFile("/proc/sys/net/ipv4/"+name, []byte(value), 0) })
+	return err
 }
 
 func nothing() []int        { return nil }
