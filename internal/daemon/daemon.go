@@ -81,6 +81,7 @@ type Daemon struct {
 	seen     map[peer.ID]sighting
 	expelled bool                               // the owner said that we are off the roster
 	doubted  bool                               // somebody did
+	leaving  bool                               // by our own wish, so its word is no news
 	offered  map[peer.ID][]identity.ServiceInfo // what each exposed for us when last asked
 	askers   map[peer.ID]*rate.Limiter
 	partings map[peer.ID]chan struct{} // of who leaves; closed when it has its answer

@@ -348,6 +348,8 @@ func (d *Daemon) leaveNetwork(ctx context.Context, req LeaveRequest, emit func(E
 	told := ""
 	if s != nil && s.Owner != d.self && d.belongs() == nil {
 		// The owner takes us off the roster; where it is away we go all the same.
+		d.setLeaving(true)
+		defer d.setLeaving(false)
 		ctx, cancel := context.WithTimeout(ctx, claimWait)
 		defer cancel()
 		if err := d.ask(ctx, s.Owner, "leave", LeaveRequest{}, func(Event) {}); err != nil {
@@ -375,4 +377,11 @@ func (d *Daemon) leaveNetwork(ctx context.Context, req LeaveRequest, emit func(E
 		d.finish(errStopped) // the identity it runs with is gone
 	}
 	return nil
+}
+
+// setLeaving is for the time in which the roster may end without us while we still have it.
+func (d *Daemon) setLeaving(on bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.leaving = on
 }
