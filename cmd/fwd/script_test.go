@@ -25,6 +25,7 @@ import (
 	"golang.org/x/net/proxy"
 
 	"fwd/internal/daemon"
+	"fwd/itest/fwdtest"
 )
 
 // The scripts in testdata are sessions of several people with the real program, each
@@ -346,9 +347,7 @@ func cmdKillDaemon(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func cmdPort(ts *testscript.TestScript, neg bool, args []string) {
-	port, err := freePort()
-	ts.Check(err)
-	ts.Setenv(args[0], strconv.Itoa(port))
+	ts.Setenv(args[0], strconv.Itoa(fwdtest.FreePort(ts)))
 }
 
 // listenRange opens n ports in a row, below those that systems give out by themselves.

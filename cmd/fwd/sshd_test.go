@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"fwd/itest/fwdtest"
 )
 
 // sshdPath is the server's file, which is in no PATH and wants to be called by
@@ -72,8 +74,7 @@ func cmdSSHD(ts *testscript.TestScript, neg bool, args []string) {
 	if me.Uid == "0" {
 		os.MkdirAll("/run/sshd", 0o755) // root's sshd wants it
 	}
-	port, err := freePort()
-	ts.Check(err)
+	port := fwdtest.FreePort(ts)
 	config := fmt.Sprintf(`HostKey %[1]s/host
 AuthorizedKeysFile %[1]s/id.pub
 PidFile none

@@ -10,9 +10,13 @@ import (
 	"io"
 	"net"
 	"os"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"fwd/itest/fwdtest"
 )
 
 // patience is how long a test waits for what takes milliseconds on an idle machine: long, for the machine may have
@@ -312,24 +316,7 @@ func await[T any](t *testing.T, c <-chan T, what string) T {
 	}
 }
 
-func freePort(t *testing.T) string {
-	t.Helper()
-	for range 100 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := net.ListenPacket("udp", l.Addr().String()) // a relay wants both
-		l.Close()
-		if err == nil {
-			c.Close()
-			_, port, _ := net.SplitHostPort(l.Addr().String())
-			return port
-		}
-	}
-	t.Fatal("no port is free for both TCP and UDP")
-	return ""
-}
+func freePort(t *testing.T) string { return strconv.Itoa(fwdtest.FreePort(t)) }
 
 // shortTemp: t.TempDir's names are too long for a unix socket.
 func shortTemp(t *testing.T) string {
@@ -353,4 +340,64 @@ func TestTheOwnersWordEndsWhatARevokedMachineWishes(t *testing.T) {
 		_, err := phone.call(ConnectRequest{Name: "nas", Local: "127.0.0.1:0", Timeout: time.Second})
 		return failureOf(err).Code == "revoked" && failureOf(err).Exit == ExitRefused
 	})
+}
+
+// Another exchange with the owner may end before the answer to the wish is there.
+func TestWhoLeavesIsNotToldThatItWasTakenOff(t *testing.T) {
+	relay, first := newRelay(t)
+	nas := newMachine(t)
+	nas.must(JoinRequest{Invite: first, As: "nas-box"})
+	nas.hold(ExposeRequest{Target: reverser(t), Name: "nas"}, "exposed")
+
+	laptop := &machine{t, Home{State: shortTemp(t)}}
+	assembled := make(chan *Daemon, 1)
+	ready := make(chan struct{})
+	laptop.run(func(ctx context.Context) error {
+		return run(ctx, laptop.home, options{
+			before: func(_ context.Context, d *Daemon) error { assembled <- d; return nil },
+			ready:  func() { close(ready) },
+		})
+	})
+	await(t, ready, "the daemon's socket")
+	d := await(t, assembled, "the daemon")
+	laptop.must(JoinRequest{Invite: relay.invite(), As: "laptop"})
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	c, err := Dial(ctx, laptop.home)
+	if err != nil {
+		t.Fatal(err)
+	}
+	listening, ended := make(chan bool, 1), make(chan error, 1)
+	go func() {
+		ended <- c.Call(ctx, ConnectRequest{Name: "nas", Local: "127.0.0.1:0", Timeout: patience}, func(e Event) {
+			if e.Event == "listening" {
+				listening <- true
+			}
+		})
+	}()
+	await(t, listening, "the local port")
+
+	owner, left := d.book.Current().Owner, make(chan struct{})
+	var asking sync.WaitGroup
+	for range 4 {
+		asking.Go(func() {
+			for {
+				select {
+				case <-left:
+					return
+				default:
+					d.exchange(ctx, owner)
+				}
+			}
+		})
+	}
+	laptop.must(LeaveRequest{})
+	close(left)
+	asking.Wait()
+	if err := await(t, ended, "the connect's end"); err != nil {
+		t.Errorf("the forward ended with: %v", err)
+	}
+	if err := d.belongs(); !errors.Is(err, errNoNetwork) {
+		t.Errorf("after it: %v", err)
+	}
 }

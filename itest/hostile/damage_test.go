@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"fwd/identity"
+	"fwd/itest/fwdtest"
 )
 
 // The rest is not malice but damage: kills, disks, files, modes, descriptors.
@@ -27,7 +28,7 @@ import (
 func TestKillsAtAnyMomentLoseNothingAndLetNobodyInTwice(t *testing.T) {
 	t.Parallel()
 	owner := newMachine(t)
-	port := freePort(t)
+	port := fwdtest.FreePort(t)
 	at := fmt.Sprintf("127.0.0.1:%d", port)
 	w := &world{t: t, relay: owner, relayPort: port}
 	up := func() *exec.Cmd {
@@ -173,7 +174,7 @@ func TestFullAndReadOnlyDisksGiveNothingOut(t *testing.T) {
 		t.Skipf("no mounts here: %v", err)
 	}
 	t.Cleanup(func() { unix.Unmount(m.home, unix.MNT_DETACH) })
-	at := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	at := fmt.Sprintf("127.0.0.1:%d", fwdtest.FreePort(t))
 	m.start("relay", "relay", "--listen", at, "--announce", at, "--as", "owner")
 	before := m.status().Network.Epoch
 	refused := func(how, word string) {
@@ -215,7 +216,7 @@ func TestFullAndReadOnlyDisksGiveNothingOut(t *testing.T) {
 func TestOutOfDescriptorsNeitherSpinsNorDies(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t)
-	port := freePort(t)
+	port := fwdtest.FreePort(t)
 	at := fmt.Sprintf("127.0.0.1:%d", port)
 	_, cmd := m.processBy(func(c *exec.Cmd) *exec.Cmd {
 		c.Args = append([]string{"sh", "-c", `ulimit -n 64; exec "$0" "$@"`, c.Path}, c.Args[1:]...)
@@ -258,7 +259,7 @@ func cpuOf(pid int) time.Duration {
 func TestSecondDaemonAndStolenPortAreNamed(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t)
-	at := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	at := fmt.Sprintf("127.0.0.1:%d", fwdtest.FreePort(t))
 	m.start("relay", "relay", "--listen", at, "--announce", at)
 	if _, code, stderr := m.run("relay", "--listen", at, "--announce", at); code != 1 || !strings.Contains(stderr, m.home) {
 		t.Errorf("a second daemon: exit %d\n%s", code, stderr)

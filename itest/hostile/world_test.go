@@ -200,7 +200,7 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, relay: newMachine(t), nas: newMachine(t), laptop: newMachine(t), relayPort: freePort(t)}
+	w := &world{t: t, relay: newMachine(t), nas: newMachine(t), laptop: newMachine(t), relayPort: fwdtest.FreePort(t)}
 	at := fmt.Sprintf("127.0.0.1:%d", w.relayPort)
 	w.relay.start("relay", "relay", "--listen", at, "--announce", at, "--as", "relay")
 	w.nas.must("join", w.invite("--admin"), "--as", "nas-box")
@@ -346,16 +346,6 @@ func usageOf(pid int) (u usage) {
 	fds, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
 	u.descriptors = int64(len(fds))
 	return u
-}
-
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 // serveEcho is a target that sends back what it gets.
