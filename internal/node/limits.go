@@ -31,8 +31,9 @@ const (
 	highPeers      = 512
 	highPeersRelay = 12288
 
-	// muxWindow is the most one yamux stream may have in flight: 32 MiB carry 1 Gbit/s over 250 ms.
-	muxWindow = 32 << 20
+	// muxWindow is the most one yamux stream may have in flight: credit comes by halves of it, and 32 MiB carry 1 Gbit/s
+	// over 250 ms.
+	muxWindow = 64 << 20
 	// muxFirstWindow is the same at first: 100 Mbit/s over 150 ms. With the library's 256 KiB a stream begins slower than
 	// the line, BBR takes that for all that the line carries, and needs many seconds to find out.
 	muxFirstWindow = 2 << 20
