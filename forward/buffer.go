@@ -3,12 +3,15 @@ package forward
 import (
 	"sync"
 	"time"
+
+	"fwd/forward/session"
 )
 
 // Sizes a copy buffer can have. The smallest is what 10 000 idle connections hold
 // twice each (40 MB; io.Copy's 32 KiB would be 640 MB, notes/reliability.md T17), the
-// largest is where reading more at a time stopped being faster (BenchmarkForward).
-var bufferSizes = [...]int{2 << 10, 8 << 10, 32 << 10, 128 << 10}
+// largest is where reading more at a time stopped being faster (BenchmarkForward): two
+// of a session's messages, for a third that is small costs as much as a large one.
+var bufferSizes = [...]int{2 << 10, 8 << 10, 32 << 10, 2 * session.MessageSize}
 
 const (
 	// idleAfter is when a silent connection gives a big buffer back: 1 s, longer

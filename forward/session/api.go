@@ -11,6 +11,9 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 )
 
+// MessageSize is how many bytes a session sends at once, at most.
+const MessageSize = muxPayload
+
 // Stream is what a lane runs on for a while: a libp2p network.Stream fits.
 // Reset must make blocked reads and writes return.
 type Stream interface {

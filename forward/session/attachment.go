@@ -26,8 +26,7 @@ type attachment struct {
 
 	// under the lane's lock
 	wake     sync.Cond // something is due, or this is no longer the lane's
-	ready    bool      // frames may be sent
-	writing  bool      // somebody is in pump
+	writing  bool      // its writer is at work, and will see what is due
 	head     [headroom]byte
 	pings    uint64 // number of the last PING
 	pingDue  bool
@@ -126,9 +125,17 @@ func (a *attachment) answered(v uint64, now time.Time) {
 		return
 	}
 	a.asked.Store(0)
-	took := now.UnixNano() - asked
-	if old := a.rtt.Load(); old != 0 {
-		took = old + (took-old)/8
+	a.measured(time.Duration(max(now.UnixNano()-asked, 1)))
+}
+
+// measured takes a round trip. The lane keeps the shortest: what a queue adds to the others asks for no greater window.
+func (a *attachment) measured(rtt time.Duration) {
+	took := int64(rtt)
+	if least := a.l.rtt.Load(); least == 0 || took < least {
+		a.l.rtt.Store(took)
 	}
-	a.rtt.Store(max(took, 1))
+	if old := a.rtt.Load(); old != 0 {
+		took = max(old+(took-old)/8, 1)
+	}
+	a.rtt.Store(took)
 }

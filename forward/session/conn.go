@@ -1,7 +1,6 @@
 package session
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -10,8 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	yamux "github.com/libp2p/go-yamux/v5"
-
 	"github.com/libp2p/go-libp2p/core/peer"
 )
 
@@ -19,23 +16,12 @@ import (
 // FIN_WAIT_2.
 const linger = time.Minute
 
-const (
-	muxPayload = muxMessage - muxHeader // bytes in one yamux message
-	smallPiece = 8 << 10                // bytes; smaller writes do not wait for the queue
-	maxQueued  = 128 << 10              // bytes queued in yamux before large writes wait; two messages keep the lane busy
-)
-
-// longAgo is a deadline that has passed.
-var longAgo = time.Unix(1, 0)
-
 // Conn is one end of a session. Reads and writes wait while the path is away.
 //
 // The far side's FIN is io.EOF; its reset, or the link's end, is ErrReset; a refusal is *RefusedError.
 type Conn struct {
 	lane   *lane
-	st     *yamux.Stream
-	in     io.Reader // st, on the account of unread
-	unread *unread
+	stream uint32
 	id     sessionID
 	name   string
 	opened time.Time
@@ -45,146 +31,266 @@ type Conn struct {
 	sum            *carried     // of all sessions like this; nil before an exit has accepted
 	bulky          atomic.Int64 // bytes moved at which the session next counts as bulk
 	bulkAt         atomic.Int64 // when it last did, ns
-	closed         atomic.Bool
-	dead           atomic.Bool // reset from here; set before the deadlines that free who waits
+	closed         atomic.Bool  // by its user
 
-	reading  sync.Mutex
-	answered bool // the exit has said yes
-	ended    bool // io.EOF was read
+	// what goes out, under the lane's lock
+	canWrite sync.Cond // credit, room, a deadline, or the end
+	credit   int64     // bytes that the peer lets us send
+	writeBy  limit
+	inLine   [sizes]bool
+	parked   [sizes]int    // writers in line
+	heard    bool          // an entry's: the exit has said something of it
+	greeted  bool          // an exit's: Accept has taken it
+	parted   chan struct{} // an exit's: closed when it is over
+	fin      bool          // nothing more is written
+	over     bool          // it is off the lane
+	why      error         // what a Write is told then; nil: that it is closed
+	orphan   *time.Timer
+	release  func() // the link, which a closed session needs for a while
 
-	writeBy atomic.Pointer[time.Time]
-	changed signal // write deadline, CloseWrite, Close, Reset
-
-	cause atomic.Pointer[error] // why we reset it, if not by Reset
+	// what comes in
+	mu       sync.Mutex // after the lane's
+	canRead  sync.Cond  // bytes, a deadline, or the end
+	inbox    inbox
+	readBy   limit
+	answered bool      // the exit has said yes
+	window   int64     // bytes that the peer may have on their way
+	allowed  int64     // of them it may still send
+	spent    int64     // bytes read since the peer was last given credit
+	round    int64     // bytes read since the window was last looked at
+	rounded  time.Time // when that was
+	ended    bool      // the far side has
+	broken   error     // why nothing can be read any more
+	off      bool      // it is off the lane: no credit is given any more
 
 	losing sync.Mutex
 	lost   error       // it was lost for that
 	after  func(error) // AfterLoss
 }
 
-func newConn(l *lane, st *yamux.Stream, o *open) *Conn {
+func newConn(l *lane) *Conn {
+	c := &Conn{lane: l, opened: time.Now(), credit: yamuxWindow, window: yamuxWindow, rounded: time.Now()}
+	c.canWrite.L, c.canRead.L = &l.mu, &c.mu
+	c.inbox.mem = &l.link.e.mem
+	c.bulky.Store(bulkBytes)
+	if l.link.role == entry {
+		c.window = firstWindow
+	} else {
+		c.answered, c.parted = true, make(chan struct{})
+	}
+	c.allowed = c.window
+	return c
+}
+
+// begin gives the session what its OPEN says.
+func (c *Conn) begin(o *open) {
+	l := c.lane
+	c.id, c.name = o.id, o.service
 	l.mu.Lock()
-	born := l.attached
+	c.born = l.attached
 	l.mu.Unlock()
-	u := l.gauge.session(st.StreamID())
-	c := &Conn{lane: l, st: st, in: &counted{st, u}, unread: u, id: o.id, name: o.service, opened: time.Now(), born: born}
-	c.answered = l.link.role == exit
 	if l.link.role == entry {
 		c.sum = l.link.e.totals.begin(l.link.peer, c.name, entry)
 	}
-	c.bulky.Store(bulkBytes)
-	u.belong(c)
-	return c
 }
 
 // Read reads what the far side wrote.
 func (c *Conn) Read(p []byte) (int, error) {
-	c.reading.Lock()
-	defer c.reading.Unlock()
-	if c.closed.Load() {
-		return 0, net.ErrClosed
-	}
-	if len(p) == 0 {
-		return 0, nil
-	}
-	n, err := c.readLocked(p)
-	if c.closed.Load() && (n == 0 || err != nil) {
-		return n, net.ErrClosed
-	}
-	return n, c.translate(err)
-}
-
-func (c *Conn) readLocked(p []byte) (int, error) {
-	if !c.answered {
-		var yes [1]byte
-		if _, err := io.ReadFull(c.in, yes[:]); err != nil {
-			if err == io.EOF {
-				err = yamux.ErrStreamReset // an exit never ends before it answers
-			}
-			return 0, err
-		}
-		if Code(yes[0]) != OK {
-			c.Reset()
-			return 0, yamux.ErrStreamReset
-		}
-		c.answered = true
-	}
-	n, err := c.in.Read(p)
+	n, err := c.take(p)
 	if n > 0 {
 		c.count(&c.received, n)
 		if c.sum != nil {
 			c.sum.received.Add(int64(n))
 		}
 	}
-	if err == io.EOF {
-		c.ended = true
-	}
 	return n, err
+}
+
+// unanswered is a session whose bytes do not count yet.
+type unanswered struct{ c *Conn }
+
+func (u unanswered) Read(p []byte) (int, error) { return u.c.take(p) }
+
+func (c *Conn) take(p []byte) (n int, err error) {
+	c.mu.Lock()
+	if err = c.awaitLocked(len(p)); err == nil {
+		n = c.inbox.read(p)
+	}
+	credit := c.spentLocked(n)
+	c.mu.Unlock()
+	c.lane.grant(c, credit)
+	return n, err
+}
+
+// awaitLocked waits until there are bytes to read, if any are wanted.
+func (c *Conn) awaitLocked(wanted int) error {
+	for {
+		switch {
+		case c.closed.Load():
+			return net.ErrClosed
+		case c.broken != nil:
+			return c.broken
+		case c.inbox.n > 0 || wanted == 0:
+			return nil
+		case c.ended:
+			return io.EOF
+		case c.readBy.passed():
+			return os.ErrDeadlineExceeded
+		}
+		c.readBy.wait(&c.canRead)
+	}
+}
+
+// spentLocked says how much credit the peer is to get for n bytes that were read: in small parts of a window, so that it
+// need not wait for them where a line holds most of one. A window half of which is read within four round trips may be
+// what limits the peer, and doubles.
+func (c *Conn) spentLocked(n int) (credit int64) {
+	c.spent += int64(n)
+	c.round += int64(n)
+	if c.spent < c.window/creditParts || c.off || c.ended {
+		return 0
+	}
+	credit = c.spent
+	if c.round >= c.window/2 {
+		now := time.Now()
+		rtt := time.Duration(c.lane.rtt.Load())
+		if c.window < maxWindow && now.Sub(c.rounded) < 4*rtt && c.inbox.mem.reserveWindow(c.window) {
+			credit += c.window
+			c.window *= 2
+		}
+		c.round, c.rounded = 0, now
+	}
+	c.spent = 0
+	c.allowed += credit
+	return credit
+}
+
+// grant gives the peer credit, if there is any.
+func (l *lane) grant(c *Conn, credit int64) {
+	if credit == 0 {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !c.over {
+		l.controlLocked(message{muxWindow, 0, c.stream, uint32(credit)}, true)
+	}
+	if a := l.cur; a != nil && l.rtt.Load() == 0 && a.asked.Load() == 0 {
+		a.pingLocked(l.link.e.now()) // the next window depends on it
+	}
+}
+
+// taken tells the entry that Accept has taken the session: it may open another one instead.
+func (c *Conn) taken() {
+	l := c.lane
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !c.greeted && !c.over {
+		c.greeted = true
+		l.greeting--
+		l.controlLocked(message{muxWindow, muxACK, c.stream, 0}, false)
+	}
+}
+
+// accepted gives an accepted session its first window.
+func (c *Conn) accepted() {
+	l := c.lane
+	c.mu.Lock()
+	c.window += firstWindow - yamuxWindow
+	c.allowed += firstWindow - yamuxWindow
+	c.mu.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !c.over {
+		l.controlLocked(message{muxWindow, 0, c.stream, firstWindow - yamuxWindow}, false)
+	}
+}
+
+// expect prepares for n bytes of the far side's.
+func (c *Conn) expect(n uint32) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended && n > 0 {
+		return fmt.Errorf("%w: data after the end", errMux)
+	}
+	if int64(n) > c.allowed {
+		return fmt.Errorf("%w: %d bytes where %d are allowed", errMux, n, c.allowed)
+	}
+	c.allowed -= int64(n)
+	return nil
+}
+
+// place is where the next of n bytes go, nil if nobody wants them any more. deliver must follow.
+func (c *Conn) place(n int) []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.broken != nil {
+		return nil
+	}
+	return c.inbox.space(n)
+}
+
+// deliver takes n bytes in their place; whole: the message ends with them.
+func (c *Conn) deliver(n int, whole bool) {
+	c.mu.Lock()
+	c.inbox.filled(n, whole)
+	var code [1]byte
+	if !c.answered && c.inbox.n > 0 {
+		c.inbox.read(code[:])
+		c.spent++
+		c.answered = true
+	}
+	unwanted := c.closed.Load() && c.inbox.n > 0
+	if unwanted || c.broken != nil {
+		c.inbox.drop()
+	}
+	if c.inbox.n > 0 {
+		c.canRead.Broadcast()
+	}
+	c.mu.Unlock()
+	switch {
+	case code[0] != byte(OK): // an exit that refuses resets
+		c.abort(ErrReset, 0)
+		c.lose(ErrReset)
+	case unwanted:
+		c.part(net.ErrClosed, 0)
+	}
+	c.lane.link.e.pressed()
+}
+
+// unread is how much waits to be read.
+func (c *Conn) unread() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.inbox.n
 }
 
 // Write hands p to the lane, waiting while the far side is slow.
 func (c *Conn) Write(p []byte) (int, error) {
 	done := 0
-	for {
-		piece := p[done:min(len(p), done+muxPayload)]
-		err := c.queue(len(piece))
-		n := 0
-		if err == nil {
-			n, err = c.push(piece)
-		}
-		if n > 0 {
-			done += n
-			c.count(&c.sent, n)
-			if c.sum != nil {
-				c.sum.sent.Add(int64(n))
-			}
-		}
+	for done < len(p) {
+		n, err := c.lane.send(c, p[done:])
 		if err != nil {
-			if c.closed.Load() {
-				return done, net.ErrClosed
-			}
-			return done, c.translate(err)
+			return done, err
 		}
-		if done == len(p) {
-			return done, nil
+		done += n
+		c.count(&c.sent, n)
+		if c.sum != nil {
+			c.sum.sent.Add(int64(n))
 		}
 	}
+	return done, nil
 }
 
-// push is st.Write with account of what yamux has in its queue.
-func (c *Conn) push(p []byte) (int, error) {
-	n, err := c.st.Write(p)
-	c.lane.queued.Add(int64(n))
-	return n, err
-}
-
-// queue waits with a large piece until little is queued in front of the lane. Small ones go ahead: so a shell that
-// shares a lane with a transfer waits for its queue's bound and not for all it could hold.
-func (c *Conn) queue(n int) error {
-	if n < smallPiece {
-		return nil
-	}
-	l := c.lane
-	for l.queued.Load() > maxQueued {
-		drained, changed := l.drained.wait(), c.changed.wait()
-		if l.queued.Load() <= maxQueued {
-			return nil
-		}
-		var late <-chan time.Time
-		if at := c.writeBy.Load(); at != nil && !at.IsZero() {
-			timer := time.NewTimer(time.Until(*at))
-			defer timer.Stop()
-			late = timer.C
-		}
-		select {
-		case <-drained:
-		case <-changed: // yamux knows
-			return nil
-		case <-late:
-			return yamux.ErrTimeout
-		case <-l.link.ctx.Done():
-			return yamux.ErrStreamReset
-		}
+// writableLocked is why nothing can be written; the lane's lock is held.
+func (c *Conn) writableLocked() error {
+	switch {
+	case c.closed.Load(), c.fin, c.over && c.why == nil:
+		return net.ErrClosed
+	case c.over:
+		return c.why
+	case c.writeBy.passed():
+		return os.ErrDeadlineExceeded
 	}
 	return nil
 }
@@ -205,67 +311,58 @@ func (c *Conn) total() int64         { return c.sent.Load() + c.received.Load() 
 func (c *Conn) bulkSince() time.Time { return time.Unix(0, c.bulkAt.Load()) }
 func (c *Conn) calmed(total int64)   { c.bulky.Store(total + bulkBytes) }
 
-// translate puts yamux's errors into ours.
-func (c *Conn) translate(err error) error {
-	var far *yamux.StreamError
-	switch {
-	case err == nil, err == io.EOF:
-		return err
-	case errors.Is(err, yamux.ErrTimeout) && !c.dead.Load():
-		return os.ErrDeadlineExceeded
-	case errors.Is(err, yamux.ErrTimeout):
-		return c.resetHere()
-	case errors.Is(err, yamux.ErrStreamClosed):
-		return net.ErrClosed
-	case errors.As(err, &far):
-		switch {
-		case !far.Remote:
-			return c.resetHere()
-		case far.ErrorCode > refusal && far.ErrorCode < refusal+0x100:
-			return &RefusedError{Service: c.name, Code: Code(far.ErrorCode - refusal)}
-		}
-		return ErrReset
-	}
-	if why := c.lane.link.reason(); why != nil {
-		return fmt.Errorf("%w: %w", ErrReset, why)
-	}
-	return ErrReset
-}
-
-// resetHere is the error of a session that we reset.
-func (c *Conn) resetHere() error {
-	if why := c.cause.Load(); why != nil {
-		return fmt.Errorf("%w: %w", ErrReset, *why)
-	}
-	return net.ErrClosed
-}
-
 // CloseWrite ends our direction: the far side reads io.EOF after the last byte.
 func (c *Conn) CloseWrite() error {
 	if c.closed.Load() {
 		return net.ErrClosed
 	}
-	k := c.lane.link
-	if k.ctx.Err() != nil {
-		return c.translate(c.st.CloseWrite())
+	l := c.lane
+	l.mu.Lock()
+	switch {
+	case c.fin:
+		l.mu.Unlock()
+		return nil
+	case c.over:
+		defer l.mu.Unlock()
+		return c.writableLocked()
 	}
-	// yamux has no deadline for a FIN that waits for room in a full queue, which may be until there is a path again.
-	// A reset must not wait with it.
-	done := make(chan error, 1)
-	k.e.spawn(func() {
-		done <- c.st.CloseWrite()
-		c.changed.all()
-	})
-	for {
-		changed := c.changed.wait()
-		if c.dead.Load() {
-			return c.resetHere()
-		}
-		select {
-		case err := <-done:
-			return c.translate(err)
-		case <-changed:
-		}
+	both := c.finLocked()
+	l.mu.Unlock()
+	if both {
+		c.part(nil, untold)
+	}
+	return nil
+}
+
+// finLocked ends our direction and says whether the far side has ended its own.
+func (c *Conn) finLocked() (both bool) {
+	if !c.fin {
+		c.fin = true
+		c.lane.controlLocked(message{muxWindow, muxFIN, c.stream, 0}, true)
+		c.canWrite.Broadcast()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ended
+}
+
+// farEnd takes the far side's FIN.
+func (c *Conn) farEnd() {
+	c.mu.Lock()
+	if !c.answered { // an exit never ends before it answers
+		c.mu.Unlock()
+		c.farReset(message{kind: muxData})
+		return
+	}
+	c.ended = true
+	c.canRead.Broadcast()
+	c.mu.Unlock()
+	l := c.lane
+	l.mu.Lock()
+	both := c.fin
+	l.mu.Unlock()
+	if both {
+		c.part(nil, untold)
 	}
 }
 
@@ -275,63 +372,122 @@ func (c *Conn) Close() error {
 	if c.closed.Swap(true) {
 		return nil
 	}
-	k := c.lane.link
-	if k.ctx.Err() != nil {
-		return nil
-	}
+	l, k := c.lane, c.lane.link
 	release := k.hold()
 	k.remove(c)
-	// A Read under way returns, and lets finish have the stream.
-	c.st.SetReadDeadline(longAgo)
-	k.e.spawn(func() {
-		defer release()
-		c.finish()
-	})
+	c.mu.Lock()
+	unread := c.inbox.n > 0
+	c.inbox.drop()
+	c.canRead.Broadcast()
+	c.mu.Unlock()
+	l.mu.Lock()
+	if c.over {
+		l.mu.Unlock()
+		release()
+		return nil
+	}
+	c.release = release
+	both := c.finLocked()
+	if !both && !unread {
+		c.orphan = time.AfterFunc(linger, func() { c.part(net.ErrClosed, 0) })
+	}
+	l.mu.Unlock()
+	switch {
+	case unread:
+		c.part(net.ErrClosed, 0)
+	case both:
+		c.part(nil, untold)
+	}
 	return nil
-}
-
-// finish sends FIN and waits for the far side's.
-func (c *Conn) finish() {
-	c.st.SetWriteDeadline(time.Time{})
-	err := c.st.CloseWrite()
-	c.changed.all()
-	if err != nil {
-		c.st.Reset()
-		return
-	}
-	c.reading.Lock() // the last Read has left; later ones see closed
-	ended := c.ended
-	c.reading.Unlock()
-	if ended {
-		c.st.Close()
-		return
-	}
-	c.st.SetReadDeadline(time.Now().Add(linger))
-	var b [1]byte
-	if !c.answered {
-		if n, _ := c.st.Read(b[:]); n == 1 && b[0] == byte(OK) {
-			c.answered = true
-		}
-	}
-	if n, err := c.st.Read(b[:]); n == 0 && err == io.EOF {
-		c.st.Close()
-		return
-	}
-	c.st.Reset()
 }
 
 // Reset ends both directions at once: the far side gets ErrReset, never io.EOF. It does not wait.
 func (c *Conn) Reset() error {
 	c.closed.Store(true)
-	c.abort(0)
+	c.abort(net.ErrClosed, 0)
 	return nil
 }
 
 // cut resets the session for a reason that its user is told.
 func (c *Conn) cut(why error) {
-	c.cause.CompareAndSwap(nil, &why)
-	c.abort(0)
-	c.lose(c.resetHere())
+	why = fmt.Errorf("%w: %w", ErrReset, why)
+	c.abort(why, 0)
+	c.lose(why)
+}
+
+// abort resets the session with a code of yamux's.
+func (c *Conn) abort(why error, code int) {
+	c.lane.link.remove(c)
+	c.part(why, code)
+}
+
+// farReset takes the far side's reset.
+func (c *Conn) farReset(m message) {
+	why := ErrReset
+	if code := m.length; c.lane.link.role == entry && m.kind == muxWindow && code > refusal && code < refusal+0x100 {
+		why = &RefusedError{Service: c.name, Code: Code(code - refusal)}
+	}
+	if c.part(why, untold) {
+		c.lane.link.remove(c)
+		c.lose(why)
+	}
+}
+
+// untold is part's code where the peer is told nothing, for it knows.
+const untold = -1
+
+// part takes the session off its lane, and tells the peer by a reset with that code. why is what its user is told; nil:
+// both directions have ended in order. False: it was off already.
+func (c *Conn) part(why error, code int) bool {
+	l := c.lane
+	l.mu.Lock()
+	if c.over {
+		l.mu.Unlock()
+		c.breakOff(why, code)
+		return false
+	}
+	c.over, c.why = true, why
+	delete(l.streams, c.stream)
+	switch {
+	case l.link.role == exit:
+		close(c.parted)
+		if !c.greeted {
+			l.greeting--
+		}
+	case !c.heard && c.stream != 0:
+		l.opening--
+		l.wakeLocked()
+	}
+	if code != untold {
+		l.controlLocked(message{muxWindow, muxRST, c.stream, uint32(code)}, true)
+	}
+	c.canWrite.Broadcast()
+	release := c.release
+	if c.orphan != nil {
+		c.orphan.Stop()
+	}
+	l.mu.Unlock()
+
+	c.breakOff(why, code)
+	c.mu.Lock()
+	c.off = true
+	c.inbox.mem.reserveWindow(min(0, firstWindow-c.window))
+	c.mu.Unlock()
+	if release != nil {
+		release()
+	}
+	return true
+}
+
+// breakOff ends reading for that reason. What a far side has sent in order before it was reset can be read still.
+func (c *Conn) breakOff(why error, code int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if why != nil && c.broken == nil && (code != untold || !c.ended) {
+		c.broken = why
+		c.inbox.drop()
+	}
+	c.canRead.Broadcast()
 }
 
 // AfterLoss has f called, in a goroutine of its own, once the session is lost: reset by the far side, cut here for a
@@ -367,25 +523,6 @@ func (c *Conn) lose(why error) {
 	}
 }
 
-// abort resets the stream with a yamux code. The message may wait for the path in a full queue; hence the goroutine. So
-// may a Read or Write, which a reset alone does not free: a passed deadline does.
-func (c *Conn) abort(code uint32) {
-	k := c.lane.link
-	if k.ctx.Err() != nil {
-		return
-	}
-	release := k.hold()
-	k.remove(c)
-	k.e.spawn(func() {
-		defer release()
-		c.dead.Store(true)
-		c.st.SetDeadline(longAgo)
-		c.changed.all()
-		c.st.ResetWithError(code)
-		c.changed.all()
-	})
-}
-
 // LocalAddr is this machine's peer ID as an address.
 func (c *Conn) LocalAddr() net.Addr { return addr(c.lane.link.e.cfg.Self) }
 
@@ -405,11 +542,11 @@ func (c *Conn) SetReadDeadline(t time.Time) error {
 	if c.closed.Load() {
 		return net.ErrClosed
 	}
-	err := c.st.SetReadDeadline(t)
-	if c.dead.Load() { // abort's stands, whoever came first
-		c.st.SetReadDeadline(longAgo)
-	}
-	return err
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.readBy.at = t
+	c.canRead.Broadcast()
+	return nil
 }
 
 // SetWriteDeadline bounds writes, also one under way.
@@ -417,13 +554,37 @@ func (c *Conn) SetWriteDeadline(t time.Time) error {
 	if c.closed.Load() {
 		return net.ErrClosed
 	}
-	c.writeBy.Store(&t)
-	defer c.changed.all()
-	err := c.st.SetWriteDeadline(t)
-	if c.dead.Load() {
-		c.st.SetWriteDeadline(longAgo)
+	c.lane.mu.Lock()
+	defer c.lane.mu.Unlock()
+	c.writeBy.at = t
+	c.canWrite.Broadcast()
+	return nil
+}
+
+// limit is a deadline of those who wait on a Cond.
+type limit struct {
+	at    time.Time // zero: none
+	timer *time.Timer
+}
+
+func (d *limit) passed() bool { return !d.at.IsZero() && !time.Now().Before(d.at) }
+
+// wait waits until the Cond is told of a change, or the deadline passes.
+func (d *limit) wait(c *sync.Cond) {
+	if d.at.IsZero() {
+		c.Wait()
+		return
 	}
-	return err
+	if left := time.Until(d.at); d.timer != nil {
+		d.timer.Reset(left)
+	} else {
+		d.timer = time.AfterFunc(left, func() {
+			c.L.Lock()
+			defer c.L.Unlock()
+			c.Broadcast()
+		})
+	}
+	c.Wait() // the timer goes on, for others may wait
 }
 
 // Info is the session's state now.
@@ -459,8 +620,8 @@ func (i *Incoming) ID() string { return i.conn.id.String() }
 // Accept says yes.
 func (i *Incoming) Accept() (*Conn, error) {
 	c := i.conn
-	if _, err := c.push([]byte{byte(OK)}); err != nil {
-		err = c.translate(err)
+	c.accepted()
+	if _, err := c.lane.send(c, []byte{byte(OK)}); err != nil {
 		c.Reset()
 		return nil, err
 	}
@@ -474,7 +635,7 @@ func (i *Incoming) Refuse(code Code) error {
 		code = Denied
 	}
 	i.conn.lane.link.e.totals.refuse(code)
-	i.conn.abort(refusal + uint32(code))
+	i.conn.abort(net.ErrClosed, refusal+int(code))
 	return nil
 }
 

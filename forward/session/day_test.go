@@ -69,14 +69,7 @@ func TestADayOfWorkLeavesNothingBehind(t *testing.T) {
 
 			for name, e := range map[string]*Endpoint{"entry": l.c, "exit": l.e} {
 				used := e.mem.inUse()
-				for range 60 { // the multiplexer may be measuring its round trip just now
-					if used == 0 {
-						break
-					}
-					time.Sleep(time.Second)
-					used = e.mem.inUse()
-				}
-				if n := len(e.Sessions()); used != 0 || n > 2 || e.mem.unread.Load() > int64(n) { // the answer's code is read with the first byte
+				if n := len(e.Sessions()); used != 0 || n > 2 || e.mem.unread.Load() != 0 {
 					t.Fatalf("after hour %d the %s holds %d bytes to send, %d to read, %d sessions", hour, name, used, e.mem.unread.Load(), n)
 				}
 			}

@@ -6,9 +6,9 @@
 //	conn, err := e.Dial(ctx, nas, "ssh")     // the entry
 //	in, err := e.Accept(ctx); in.Accept()    // the exit
 //
-// What happens to one connection: Dial picks a lane of the link to that peer and opens a yamux stream in it; its first
+// What happens to one connection: Dial picks a lane of the link to that peer and opens a stream in it (mux.go); its first
 // bytes name the service (open.go). The exit reads them and accepts or refuses (Incoming). From then on bytes go Conn →
-// yamux → lane → the libp2p stream of the moment. A lane (lane.go) keeps what the peer has not acknowledged (ring.go).
+// lane → the libp2p stream of the moment → the far lane's reader → the far Conn's inbox. A lane (lane.go) keeps what the peer has not acknowledged (ring.go).
 // When a better path is there (Renew) or the old one falls silent (watch.go), the entry opens another stream and attaches
 // the lane to it (attach.go, Endpoint.Handle); both sides go on where the other one's count ends. The session does not notice.
 //
@@ -18,7 +18,7 @@
 // What it does not do: choose paths (Open does), know services or who may use them (whoever Accepts does), copy to sockets
 // (package forward), or outlive the process.
 //
-// Locks are taken in this order: Endpoint.mu, link.mu, lane.mu, and then any of watcher.mu, memory.mu, signal.mu.
+// Locks are taken in this order: Endpoint.mu, link.mu, lane.mu, Conn.mu, and then any of watcher.mu, memory.mu, signal.mu.
 //
 // The wire is docs/session.md.
 package session

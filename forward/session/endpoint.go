@@ -19,7 +19,7 @@ import (
 const (
 	// DefaultHold is how long sessions outlive their path: a night with the lid closed.
 	DefaultHold = 24 * time.Hour
-	// DefaultBudget bounds all replay rings together, in bytes: sixteen full lanes.
+	// DefaultBudget bounds all replay rings together, in bytes: eight full lanes.
 	DefaultBudget = 256 << 20
 
 	// evictAfter: how long a link must have been detached before it may be dropped for want of memory.

@@ -245,7 +245,7 @@ func TestShellIsNotStuckBehindATransferOnItsLane(t *testing.T) {
 		for _, c := range bulk {
 			before += c.Info().Sent
 		}
-		const bound = 64<<10 + maxUnsent + maxQueued + 8*muxPayload
+		const bound = 64<<10 + maxUnsent + 2*muxPayload
 		if before > bound {
 			t.Fatalf("%d bytes in front of the shell, more than %d", before, bound)
 		}

@@ -2,49 +2,48 @@ package session
 
 import (
 	"errors"
+	"fmt"
 	"hash/crc32"
-	"net"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	yamux "github.com/libp2p/go-yamux/v5"
 )
 
 // The way of a byte:
 //
-//	1. Conn.Write → yamux → lane.Write: into the ring, with its checksum.
+//	1. Conn.Write → lane.send: into the ring, with its checksum.
 //	2. pump: out of the ring, as frames, onto the stream of the moment. It stays in the ring until acknowledged.
 //	3. attachment.fetch: off the other end's stream.
-//	4. lane.Read, commit: counted, summed, given to yamux → Conn.Read. From here on an ACK is due.
+//	4. lane.read, commit: counted, summed, and in a session's inbox → Conn.Read. From here on an ACK is due.
 //
 // Nothing above step 1 or after step 4 knows that the stream in the middle changes.
 
 const (
-	// maxRing: unacknowledged bytes a lane keeps; 16 MiB fill 1.3 Gbit/s at 100 ms.
-	maxRing = 16 << 20
+	// maxRing: unacknowledged bytes a lane keeps; 32 MiB fill 1.3 Gbit/s at 200 ms.
+	maxRing = 32 << 20
 	// minRing: bytes a lane may keep however short memory is.
 	minRing = 512 << 10
 	// maxUnsent: bytes waiting behind the stream's own back-pressure. More would only be delay.
 	maxUnsent = 256 << 10
+	// maxUnit: bytes in one DATA frame: a message, and small ones behind it. With the heads and TLS records of a circuit it
+	// still fits one frame of the muxer below.
+	maxUnit = muxMessage + 1<<10
 	// ackBytes: delivered bytes that make an ACK due; a small part of any window.
 	ackBytes = 256 << 10
 	// ackDelay: what an ACK waits for company.
 	ackDelay = 20 * time.Millisecond
-	// readBuffer: bytes read at once when not straight into yamux's buffer: frame heads and small frames.
+	// readBuffer: bytes read at once when not straight into a session's inbox: heads and small messages.
 	readBuffer = 4 << 10
-	// inlineWrite: up to this size yamux's send loop writes to the stream itself, which spares a shell a change of
-	// goroutine; above, the attachment's writer does, beside the next copy.
-	inlineWrite = 8 << 10
 	// endPatience: how long an ending lane waits for the peer to take END and drop the stream; with 2 RTT, at most a second.
 	endPatience = 250 * time.Millisecond
 )
 
-// lane is a byte stream to the peer that outlives its streams; it is the net.Conn that yamux runs on.
+// lane is a byte stream to the peer that outlives its streams, and the sessions in it (mux.go).
 type lane struct {
 	link  *link
 	index uint8
-	mux   *yamux.Session // set before the lane is shared
 
 	bulk  atomic.Int32 // sessions that move much
 	heavy atomic.Bool  // it has sessions that move much, or had a moment ago: its path is chosen for that
@@ -53,11 +52,9 @@ type lane struct {
 
 	lightSince time.Time // heavy without bulk since; under the link's lock
 
-	queued  atomic.Int64 // bytes of sessions in yamux's queue
-	drained signal       // the queue is short again
+	rtt atomic.Int64 // shortest round trip of the attachment, ns; zero: none was measured yet
 
 	mu       sync.Mutex
-	canWrite sync.Cond // room in the ring, or the end
 	canRead  sync.Cond // an attachment, no freeze, or the end
 	err      error     // why the lane has ended
 	cur      *attachment
@@ -80,64 +77,45 @@ type lane struct {
 	ackTimer *time.Timer // armed: an ACK becomes due
 	armed    bool
 
-	gauge    gauge
+	// sessions
+	streams    map[uint32]*Conn
+	nextStream uint32         // of an entry's next session
+	opening    int            // an entry's sessions of which its exit has said nothing yet
+	greeting   int            // an exit's sessions that Accept has not taken yet
+	ahead      int            // bytes of small pieces that went ahead of the large one that waits
+	unheard    int            // bytes of messages without data since the peer last acknowledged something
+	lines      [sizes][]*Conn // who waits for room
+
 	watching watcher
 }
 
 func newLane(k *link, index uint8) *lane {
-	l := &lane{link: k, index: index, since: k.e.now()}
+	l := &lane{link: k, index: index, since: k.e.now(), streams: map[uint32]*Conn{}, nextStream: 1}
 	l.ring.mem = &k.e.mem
-	l.gauge.e = k.e
-	l.canWrite.L, l.canRead.L = &l.mu, &l.mu
+	l.canRead.L = &l.mu
 	l.watching.kick = make(chan struct{}, 1)
 	l.ackTimer = time.AfterFunc(time.Hour, l.ackTime)
 	l.ackTimer.Stop()
-	l.mux = newMux(l, k.role)
 	return l
 }
 
-// Write takes p into the ring, waiting while there is no room.
-func (l *lane) Write(p []byte) (int, error) {
-	if n := len(p) - muxHeader; n > 0 { // only messages with data have more than a header
-		if left := l.queued.Add(-int64(n)); left <= maxQueued && left+int64(n) > maxQueued {
-			l.drained.all()
-		}
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	taken, idle := 0, l.ring.end == l.ring.acked
-	for taken < len(p) {
-		for l.err == nil && (l.ring.end-l.sent >= maxUnsent || l.ring.end-l.ring.acked >= maxRing) {
-			l.canWrite.Wait()
-		}
-		if l.err != nil {
-			return taken, l.err
-		}
-		n := l.ring.append(p[taken:])
-		taken += n
-		if a := l.cur; a != nil && a.ready && !a.writing {
-			if len(p) <= inlineWrite {
-				l.pumpLocked(a)
-			} else {
-				a.wake.Signal()
-			}
-		}
-		if n == 0 && l.err == nil && l.ring.held >= minRing {
-			l.link.e.short()
-			l.canWrite.Wait()
-		}
-	}
-	if idle {
+// addedLocked counts n bytes that were put into the ring's room and has them sent: at once, or with what goes next.
+func (l *lane) addedLocked(n int, soon bool) {
+	if l.ring.end == l.ring.acked {
 		l.watching.nudgeIdle()
 	}
-	return taken, nil
+	l.ring.add(n)
+	if !soon {
+		l.armLocked()
+	} else if l.cur != nil {
+		l.cur.wakeLocked()
+	}
 }
 
-// pumpLocked sends what is due on a until nothing is. One goroutine at a time; the lock is let go around each write.
+// pumpLocked sends what is due on a until nothing is. The lock is let go around each write.
 func (l *lane) pumpLocked(a *attachment) {
-	a.writing = true
 	var scratch *chunk
-	for l.cur == a && a.ready {
+	for l.cur == a {
 		head, c, from, n := l.nextLocked(a)
 		if head == 0 {
 			break
@@ -162,9 +140,11 @@ func (l *lane) pumpLocked(a *attachment) {
 		if c != nil {
 			c.pins++
 		}
+		a.writing = true
 		l.mu.Unlock()
 		_, err := a.s.Write(out)
 		l.mu.Lock()
+		a.writing = false
 		if c != nil {
 			l.ring.unpin(c)
 		}
@@ -175,7 +155,6 @@ func (l *lane) pumpLocked(a *attachment) {
 	if scratch != nil {
 		l.ring.mem.put(scratch)
 	}
-	a.writing = false
 }
 
 // nextLocked puts the head of the next write into a.head and says how long it is, and which bytes of which chunk follow.
@@ -207,18 +186,16 @@ func (l *lane) nextLocked(a *attachment) (head int, c *chunk, from, n int) {
 	}
 	c = l.ring.at(l.sent)
 	from = int(l.sent - c.start)
-	n = min(c.n-from, maxData)
+	n = min(c.n-from, maxUnit)
 	h = appendFrame(h, frame{frameData, uint64(n)})
 	l.sent += uint64(n)
 	l.maxSent = max(l.maxSent, l.sent)
-	if l.ring.end-l.sent < maxUnsent {
-		l.canWrite.Signal()
-	}
+	l.wakeLocked()
 	return len(h), c, from, n
 }
 
-// Read gives yamux the next bytes, from whichever stream carries the lane.
-func (l *lane) Read(p []byte) (int, error) {
+// read reads the next bytes into p, from whichever stream carries the lane.
+func (l *lane) read(p []byte) (int, error) {
 	for {
 		a, err := l.carrier()
 		if err != nil {
@@ -226,7 +203,6 @@ func (l *lane) Read(p []byte) (int, error) {
 		}
 		n, err := a.fetch(p)
 		if n > 0 && l.commit(a, p[:n]) {
-			l.gauge.pass(p[:n])
 			return n, nil
 		}
 		if err != nil {
@@ -262,11 +238,18 @@ func (l *lane) commit(a *attachment, p []byte) bool {
 	case l.rxOff-l.ackSent >= ackBytes && !l.ackDue:
 		l.ackDue = true
 		a.wakeLocked()
-	case !l.armed:
+	default:
+		l.armLocked()
+	}
+	return true
+}
+
+// armLocked has what is due sent ackDelay from now, if nothing takes it along before.
+func (l *lane) armLocked() {
+	if !l.armed {
 		l.armed = true
 		l.ackTimer.Reset(ackDelay)
 	}
-	return true
 }
 
 // ackTime runs when the ACK timer fires.
@@ -274,8 +257,8 @@ func (l *lane) ackTime() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.armed = false
-	if l.rxOff > l.ackSent && l.cur != nil {
-		l.ackDue = true
+	if l.cur != nil {
+		l.ackDue = l.rxOff > l.ackSent
 		l.cur.wakeLocked()
 	}
 }
@@ -305,8 +288,11 @@ func (l *lane) control(a *attachment, f frame) error {
 		if f.value < l.ring.acked || f.value > l.sent {
 			return protocolError("ACK out of range")
 		}
+		if f.value > l.ring.acked {
+			l.unheard = 0
+		}
 		l.ring.ack(f.value)
-		l.canWrite.Signal()
+		l.wakeLocked()
 	case framePing:
 		a.pong, a.pongDue = f.value, true
 		a.wakeLocked()
@@ -329,7 +315,8 @@ func (l *lane) switchLocked(s Stream, offset uint64, rtt time.Duration) *attachm
 	}
 	a := &attachment{l: l, s: s, done: make(chan struct{}), buf: make([]byte, readBuffer)}
 	a.wake.L = &l.mu
-	a.rtt.Store(int64(rtt))
+	l.rtt.Store(0)
+	a.measured(rtt)
 	a.resend = l.sent - min(offset, l.sent)
 	l.resent += a.resend
 	l.ring.ack(offset)
@@ -341,7 +328,7 @@ func (l *lane) switchLocked(s Stream, offset uint64, rtt time.Duration) *attachm
 		l.link.e.totals.migrations.Add(1)
 	}
 	l.canRead.Broadcast()
-	l.canWrite.Broadcast()
+	l.wakeLocked()
 	return a
 }
 
@@ -361,12 +348,8 @@ func (l *lane) tellMove(a *attachment) {
 func (l *lane) carry(a *attachment) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	a.ready = true
 	for l.cur == a {
-		if !a.writing {
-			l.pumpLocked(a)
-		}
-		if l.cur == a {
+		if l.pumpLocked(a); l.cur == a {
 			a.wake.Wait()
 		}
 	}
@@ -403,6 +386,9 @@ func (l *lane) partLocked(a *attachment) {
 	l.link.e.spawn(func() { retire(a.s) })
 }
 
+// longAgo is a deadline that has passed.
+var longAgo = time.Unix(1, 0)
+
 // retire ends a stream at once. The deadline comes first: it also frees a writer that waits for a
 // connection's queue, which Reset alone does not.
 func retire(s Stream) error {
@@ -425,9 +411,15 @@ func (l *lane) end(err error, reason byte) {
 		a.endDue, a.reason = true, reason
 		a.wakeLocked()
 	}
-	l.canWrite.Broadcast()
 	l.canRead.Broadcast()
+	all := slices.Collect(maps.Values(l.streams))
+	for _, c := range l.lines[first] {
+		c.canWrite.Broadcast()
+	}
 	l.mu.Unlock()
+	for _, c := range all {
+		c.part(fmt.Errorf("%w: %w", ErrReset, err), untold)
+	}
 	if a != nil {
 		late := time.NewTimer(min(max(endPatience, 2*time.Duration(a.rtt.Load())), time.Second))
 		select {
@@ -437,21 +429,7 @@ func (l *lane) end(err error, reason byte) {
 		}
 		late.Stop()
 	}
-	l.mux.Close()
-	l.gauge.end()
 	l.mu.Lock()
 	l.ring.clear()
 	l.mu.Unlock()
 }
-
-// Close is yamux's: the session in the lane has ended, and with it the link.
-func (l *lane) Close() error {
-	l.link.failSoon(errMux)
-	return nil
-}
-
-func (l *lane) LocalAddr() net.Addr              { return addr(l.link.e.cfg.Self) }
-func (l *lane) RemoteAddr() net.Addr             { return addr(l.link.peer) }
-func (l *lane) SetDeadline(time.Time) error      { return nil }
-func (l *lane) SetReadDeadline(time.Time) error  { return nil }
-func (l *lane) SetWriteDeadline(time.Time) error { return nil }

@@ -4,10 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"time"
-
-	yamux "github.com/libp2p/go-yamux/v5"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 )
@@ -87,9 +86,7 @@ func (k *link) laneLocked(i uint8) *lane {
 		l := newLane(k, i)
 		k.lanes[i] = l
 		k.e.spawn(l.watch)
-		if k.role == exit {
-			k.e.spawn(func() { k.accept(l) })
-		}
+		k.e.spawn(l.receive)
 	}
 	return k.lanes[i]
 }
@@ -230,33 +227,16 @@ func (l *lane) load() ([3]int64, bool) {
 }
 
 func (k *link) openOn(ctx context.Context, l *lane, service string) (*Conn, error) {
-	st, err := l.mux.OpenStream(ctx)
-	if err != nil {
+	o := &open{service: service}
+	k.e.fill(o.id[:])
+	c := newConn(l)
+	c.begin(o)
+	if err := l.enlist(ctx, c, o.append(nil)); err != nil {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
 		return nil, k.reasonOr(err)
 	}
-	l.gauge.session(st.StreamID()) // before anything can come
-	o := &open{service: service}
-	k.e.fill(o.id[:])
-	// The write waits only if the lane's queue is full, and then no reset frees it.
-	stop := context.AfterFunc(ctx, func() {
-		st.SetWriteDeadline(longAgo)
-		st.Reset()
-	})
-	n, err := st.Write(o.append(nil))
-	l.queued.Add(int64(n))
-	if !stop() {
-		l.gauge.forget(st.StreamID())
-		return nil, ctx.Err()
-	}
-	if err != nil {
-		l.gauge.forget(st.StreamID())
-		st.Reset()
-		return nil, k.reasonOr(err)
-	}
-	c := newConn(l, st, o)
 	if !k.add(c) {
 		c.Reset()
 		return nil, k.reason()
@@ -267,37 +247,28 @@ func (k *link) openOn(ctx context.Context, l *lane, service string) (*Conn, erro
 	return c, nil
 }
 
-// accept takes the sessions the peer opens on l, until the lane ends.
-func (k *link) accept(l *lane) {
-	for {
-		st, err := l.mux.AcceptStream()
-		if err != nil {
-			return
-		}
-		k.e.spawn(func() { k.greet(l, st) })
-	}
-}
-
 // greet reads one OPEN and offers the session to Accept.
-func (k *link) greet(l *lane, st *yamux.Stream) {
+func (k *link) greet(c *Conn) {
 	defer k.hold()()
-	st.SetReadDeadline(time.Now().Add(openPatienceExit))
-	o, err := readOpen(&counted{st, l.gauge.session(st.StreamID())})
+	c.SetReadDeadline(time.Now().Add(openPatienceExit))
+	o, err := readOpen(unanswered{c})
 	if err != nil {
-		l.gauge.forget(st.StreamID())
-		st.Reset()
+		c.part(net.ErrClosed, 0)
 		return
 	}
-	st.SetReadDeadline(time.Time{})
-	in := &Incoming{conn: newConn(l, st, o)}
-	if !k.add(in.conn) {
-		st.Reset()
+	c.SetReadDeadline(time.Time{})
+	c.begin(o)
+	in := &Incoming{conn: c}
+	if !k.add(c) {
+		c.part(net.ErrClosed, 0)
 		return
 	}
 	late := time.NewTimer(openPatienceExit)
 	defer late.Stop()
 	select {
 	case k.e.incoming <- in:
+		c.taken()
+	case <-c.parted:
 	case <-late.C:
 		in.Refuse(Overload)
 	case <-k.ctx.Done():
@@ -305,15 +276,20 @@ func (k *link) greet(l *lane, st *yamux.Stream) {
 	}
 }
 
-// add registers a session; false if the link has ended.
+// add registers a session, unless it was reset already; false if the link has ended.
 func (k *link) add(c *Conn) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.why != nil {
 		return false
 	}
-	k.conns[c] = struct{}{}
-	c.lane.conns.Add(1)
+	c.lane.mu.Lock()
+	gone := c.over
+	c.lane.mu.Unlock()
+	if !gone {
+		k.conns[c] = struct{}{}
+		c.lane.conns.Add(1)
+	}
 	return true
 }
 
@@ -325,7 +301,6 @@ func (k *link) remove(c *Conn) {
 	}
 	delete(k.conns, c)
 	c.lane.conns.Add(-1)
-	c.lane.gauge.forget(c.st.StreamID())
 	if _, ok := k.bulk[c]; ok {
 		delete(k.bulk, c)
 		c.lane.bulk.Add(-1)

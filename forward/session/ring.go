@@ -43,33 +43,32 @@ type ring struct {
 	crc         uint32 // CRC-32C of all bytes before end
 }
 
-// append takes as much of p as memory allows, at least a byte if the ring holds less than minRing.
-func (r *ring) append(p []byte) int {
-	taken := 0
-	for len(p) > 0 {
-		c := r.last
-		// A large write starts a chunk of its own rather than be torn in two frames.
-		if c == nil || c.room() == 0 || len(p) >= largeChunk/2 && c.room() < len(p) {
-			if c = r.grow(len(p)); c == nil {
-				break
-			}
+// room is memory for n bytes, of which add counts those that were put there; nil: memory is short. must takes them even so.
+// They are in one chunk, so that a message is never torn in two frames.
+func (r *ring) room(n int, must bool) []byte {
+	c := r.last
+	if c == nil || c.room() < n {
+		if c = r.grow(n, must); c == nil {
+			return nil
 		}
-		n := copy(c.buf[headroom+c.n:], p)
-		r.crc = crc32.Update(r.crc, castagnoli, p[:n])
-		c.n += n
-		r.end += uint64(n)
-		taken += n
-		p = p[n:]
 	}
-	return taken
+	return c.buf[headroom+c.n:][:n]
 }
 
-func (r *ring) grow(want int) *chunk {
+// add counts n bytes that are behind the last ones now.
+func (r *ring) add(n int) {
+	c := r.last
+	r.crc = crc32.Update(r.crc, castagnoli, c.buf[headroom+c.n:][:n])
+	c.n += n
+	r.end += uint64(n)
+}
+
+func (r *ring) grow(want int, must bool) *chunk {
 	size := smallChunk
 	if want > smallChunk-headroom || r.first != nil {
 		size = largeChunk + headroom
 	}
-	if !r.mem.reserve(int64(size), r.held < minRing) {
+	if !r.mem.reserve(int64(size), must || r.held < minRing) {
 		return nil
 	}
 	c := r.mem.get(size)
@@ -151,6 +150,7 @@ type memory struct {
 	unread atomic.Int64 // held by sessions whose applications have not read it yet
 
 	small, large sync.Pool
+	segments
 }
 
 // reserve takes n bytes of the budget; must takes them even if there are none.

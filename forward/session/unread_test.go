@@ -27,7 +27,7 @@ func TestUnreadBytesAreBoundedAndTheHoardersPay(t *testing.T) {
 		}
 		reset := 0
 		for _, e := range readers {
-			if e.unread.bytes() == 0 {
+			if e.unread() == 0 {
 				if _, err := io.ReadFull(e, make([]byte, 8*firstWindow)); err == nil {
 					t.Error("a session that was reset goes on")
 				}

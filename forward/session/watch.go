@@ -537,7 +537,6 @@ var (
 	errEnded      = errors.New("link ended")
 	errViolations = errors.New("the peer does not keep to the protocol")
 	errMux        = errors.New("the multiplexer failed")
-	errNoWindow   = errors.New("no memory for a greater window")
 	errSpace      = errors.New("dropped for want of memory")
 	errIdle       = errors.New("idle")
 	errOlder      = errors.New("the peer has begun a new link")
