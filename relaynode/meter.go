@@ -177,6 +177,7 @@ func (m *meter) host(ctx context.Context, h host.Host) *meteredHost {
 type meteredHost struct {
 	host.Host
 	meter *meter
+	legs  legs
 	ctx   context.Context // of Serve
 	work  sync.WaitGroup  // handlers and live streams
 
@@ -199,9 +200,12 @@ func (h *meteredHost) SetStreamHandler(id protocol.ID, handle network.StreamHand
 }
 
 func (h *meteredHost) NewStream(ctx context.Context, p peer.ID, ids ...protocol.ID) (network.Stream, error) {
-	s, err := h.Host.NewStream(ctx, p, ids...)
-	if err != nil {
-		return nil, err
+	s := h.legs.open(ctx, h.Network(), p, ids[0])
+	if s == nil {
+		var err error
+		if s, err = h.Host.NewStream(ctx, p, ids...); err != nil {
+			return nil, err
+		}
 	}
 	metered, ok := h.wrap(s)
 	if !ok {

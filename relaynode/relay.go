@@ -138,7 +138,7 @@ func (r *Relay) Serve(ctx context.Context) error {
 			MaxReservationsPerASN: maxReservations,
 		}),
 		relay.WithInfiniteLimits(),
-		relay.WithACL(acl{r}),
+		relay.WithACL(acl{r, &metered.legs}),
 		relay.WithReservationAddressFilter(func(ma.Multiaddr) bool { return true }), // LAN relays announce private addresses
 		relay.WithMetricsTracer(r.stats),
 	)
@@ -285,10 +285,17 @@ func (r *Relay) disconnected(n network.Network, c network.Conn) {
 }
 
 // acl lets members reserve, and members connect to members while there is quota.
-type acl struct{ r *Relay }
+type acl struct {
+	r    *Relay
+	legs *legs
+}
 
 func (a acl) AllowReserve(p peer.ID, _ ma.Multiaddr) bool { return a.r.admit(p) }
 
-func (a acl) AllowConnect(src peer.ID, _ ma.Multiaddr, dst peer.ID) bool {
-	return src != dst && a.r.admit(src) && a.r.admit(dst) && !a.r.meter.spent()
+func (a acl) AllowConnect(src peer.ID, over ma.Multiaddr, dst peer.ID) bool {
+	if src == dst || !a.r.admit(src) || !a.r.admit(dst) || a.r.meter.spent() {
+		return false
+	}
+	a.legs.came(over, dst)
+	return true
 }
