@@ -63,6 +63,27 @@ func TestBulkGoesByTCPBesideQUIC(t *testing.T) {
 	w.transfer(local, fwdtest.Load{Up: 6 * mib, Down: 6 * mib})
 }
 
+// The same by a relay: bulk gets a circuit by TCP, on both legs. When one end's TCP dies, the circuit by QUIC carries on.
+func TestBulkByRelayGoesByTCPBesideQUIC(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, lab.Symmetric, lab.Symmetric)
+	_, local := w.connect()
+	size := fwdtest.Load{Up: 6 * mib, Down: 6 * mib}
+	for deadline := time.Now().Add(fwdtest.Limit); ; {
+		w.transfer(local, size)
+		path := w.laptop.WaitPath("data", "relay")
+		if strings.Contains(path.Bulk, "/tcp/") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("bulk still goes by %+v", path)
+		}
+	}
+	contains(t, w.laptop.WaitPath("data", "relay").Transport, "quic-v1")
+	w.homes[0].BlockTCP()
+	w.transfer(local, size)
+}
+
 func TestHomesWithoutUDPMeetDirectlyOverTCP(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, lab.UDPBlocked, lab.UDPBlocked)

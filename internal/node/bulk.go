@@ -23,6 +23,7 @@ import (
 //  3. when it is there and measured, watchers are told (Path.Bulk), and what moves much is opened anew
 //  4. it stays there until that connection dies or falls silent: then the path serves again
 //
+// Where the path is a circuit whose way to the relay is QUIC, step 2 is a circuit by TCP through the same relay (hops.go).
 // Where no TCP is found, and QUIC is the path, it is spread over several connections (spread.go).
 
 // besideProtocol is punching's, spoken on a direct connection, for a TCP connection beside it.
@@ -53,13 +54,14 @@ type Wish struct {
 type search struct {
 	at      time.Time
 	network context.Context // in which it was made
+	relay   peer.ID         // for a circuit through it; none: for a direct connection
 	noTCP   bool            // nothing was found so far
 	dialled bool            // a further QUIC connection was, for want of TCP, and it is not there
 }
 
 // chooseBulkLocked settles what carries bulk. A connection that does keeps it while it is alive: under load its round
 // trips say little.
-func (ps *paths) chooseBulkLocked(p peer.ID, pp *peerPaths) {
+func (ps *paths) chooseBulkLocked(p peer.ID, pp *peerPaths) (changed bool) {
 	for kind := range pp.bulk {
 		best := ps.bestLocked(p, nil, PathKind(kind))
 		var bulk *link
@@ -75,8 +77,10 @@ func (ps *paths) chooseBulkLocked(p peer.ID, pp *peerPaths) {
 				bulk = l
 			}
 		}
+		changed = changed || pp.bulk[kind] != bulk
 		pp.bulk[kind] = bulk
 	}
+	return changed
 }
 
 // kinds is how many kinds of path there are.
@@ -99,23 +103,26 @@ func (ps *paths) bestFor(p peer.ID, avoid network.Conn, kind PathKind, bulk bool
 
 // seekBeside looks for a connection for bulk, unless there is one or there was none a while ago. It does not wait.
 func (n *Node) seekBeside(p peer.ID, kind PathKind) {
-	if kind == Relay {
-		return
-	}
 	ps := n.paths
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	pp := ps.peers[p]
 	best := ps.bestLocked(p, nil, kind)
-	if best == nil || !best.direct() || !best.quic || pp.bulk[kind] != nil {
+	if best == nil || !best.quic || pp.bulk[kind] != nil {
 		return
 	}
-	last := ps.beside[p]
-	if in := n.network.ctx(); last != nil && last.network == in && time.Since(last.at) < besideAgain[len(besideAgain)-1] {
+	in, last := n.network.ctx(), ps.beside[p]
+	if last != nil && (last.network != in || last.relay != best.relay) {
+		last = nil
+	}
+	if last != nil && time.Since(last.at) < besideAgain[len(besideAgain)-1] {
 		return
-	} else {
-		ps.beside[p] = &search{at: time.Now(), network: in, noTCP: last != nil && last.noTCP && last.network == in}
+	}
+	ps.beside[p] = &search{at: time.Now(), network: in, relay: best.relay, noTCP: last != nil && last.noTCP}
+	if best.direct() {
 		n.tasks.start(func() { n.seekTCP(in, p) })
+	} else {
+		n.tasks.start(func() { n.seekCircuit(in, p, best.relay) })
 	}
 }
 
@@ -125,7 +132,7 @@ func (n *Node) seekTCP(ctx context.Context, p peer.ID) {
 		o, err := n.beside.Punch(ctx, p)
 		n.log.Debug("TCP beside the path", "peer", p, "found", o.Direct, "step", o.Step, "took", o.Took, "err", err)
 		if n.paths.hasTCP(p) {
-			n.measureTCP(ctx, p)
+			n.measureTCP(ctx, p, Direct)
 			return
 		}
 		n.paths.noTCP(p)
@@ -138,13 +145,13 @@ func (n *Node) seekTCP(ctx context.Context, p peer.ID) {
 
 // measureTCP measures a new TCP connection until it is taken for bulk, or has had its chances: the first round trips were
 // measured while much went the same way.
-func (n *Node) measureTCP(ctx context.Context, p peer.ID) {
+func (n *Node) measureTCP(ctx context.Context, p peer.ID, kind PathKind) {
 	for range measureTimes {
-		if !sleep(ctx, measureEvery) || n.paths.bestFor(p, nil, Direct, true) != n.paths.bestFor(p, nil, Direct, false) {
+		if !sleep(ctx, measureEvery) || n.paths.bestFor(p, nil, kind, true) != n.paths.bestFor(p, nil, kind, false) {
 			return
 		}
 		for _, l := range n.paths.links(p) {
-			if l.direct() {
+			if l.is(kind) && !l.quic {
 				n.paths.check(l)
 			}
 		}

@@ -76,10 +76,16 @@ func (a measured) carries(b measured) bool {
 	return !a.quic && a.asGood(b)
 }
 
-// asGood says whether a's way is as short as b's.
+// asGood says whether a's way is as short as b's. Of two circuits the new one is measured while three machines are busy with
+// what moves on the other: unless it is clearly worse, it is taken for as good.
 func (a measured) asGood(b measured) bool {
-	return !a.silent && a.least != 0 && a.class <= b.class &&
-		float64(a.least) <= bulkFactor*float64(b.least)+float64(bulkBy)
+	switch {
+	case a.silent || a.least == 0 || a.class > b.class:
+		return false
+	case a.class == overRelay:
+		return !clearlyWorse(a.least, b.least)
+	}
+	return float64(a.least) <= bulkFactor*float64(b.least)+float64(bulkBy)
 }
 
 // upgrades says whether a is of a better class than b, which works.

@@ -58,4 +58,11 @@ func TestWhichConnectionCarriesBulk(t *testing.T) {
 			t.Errorf("%s: got %v", c.name, got)
 		}
 	}
+	circuit := measured{class: overRelay, quic: true, least: ms(50)}
+	if !(measured{class: overRelay, least: ms(90)}).carries(circuit) {
+		t.Error("a circuit by TCP, measured under load, does not carry")
+	}
+	if (measured{class: overRelay, least: ms(120)}).carries(circuit) {
+		t.Error("a circuit that is clearly slower carries")
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/network"
 	manet "github.com/multiformats/go-multiaddr/net"
 )
 
@@ -25,6 +26,15 @@ type coalescing struct {
 	buf   *[]byte // what waits; nil: nothing
 	err   error   // of a write after its caller had left
 	timer *time.Timer
+}
+
+// coalesce has c's records written together, unless c is a circuit whose way to the relay is QUIC: that cuts them into
+// packets again, and with larger pieces carries a third less.
+func coalesce(c manet.Conn) manet.Conn {
+	if transportOf(c.RemoteMultiaddr()) == "quic-v1" {
+		return c
+	}
+	return newCoalescing(c)
 }
 
 func newCoalescing(c manet.Conn) *coalescing {
@@ -79,6 +89,14 @@ func (c *coalescing) flushLocked() {
 	*c.buf = (*c.buf)[:0]
 	waiting.Put(c.buf)
 	c.buf = nil
+}
+
+// Stat keeps a circuit's limits visible to the upgrader, which asks for them by this method.
+func (c *coalescing) Stat() network.ConnStats {
+	if s, ok := c.Conn.(network.ConnStat); ok {
+		return s.Stat()
+	}
+	return network.ConnStats{}
 }
 
 func (c *coalescing) Close() error {

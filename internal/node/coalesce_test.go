@@ -7,6 +7,7 @@ import (
 	"net"
 	"testing"
 
+	"github.com/libp2p/go-libp2p/core/network"
 	manet "github.com/multiformats/go-multiaddr/net"
 )
 
@@ -17,6 +18,22 @@ type counted struct {
 }
 
 func (c *counted) Write(p []byte) (int, error) { c.writes++; return c.Conn.Write(p) }
+
+// limited is a circuit through a relay that grants little.
+type limited struct{ manet.Conn }
+
+func (limited) Stat() network.ConnStats {
+	return network.ConnStats{Stats: network.Stats{Limited: true}}
+}
+
+func TestLimitsOfACircuitAreSeenThroughCoalescing(t *testing.T) {
+	if c := newCoalescing(limited{}); !c.Stat().Limited {
+		t.Error("the circuit seems unlimited")
+	}
+	if c := newCoalescing(&counted{}); c.Stat().Limited {
+		t.Error("what has no limits seems limited")
+	}
+}
 
 func TestRecordsAreWrittenTogetherInOrderAndNoneIsKept(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

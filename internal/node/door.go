@@ -32,6 +32,7 @@ const admitWithin = 5 * time.Second
 type door struct {
 	swarm    *swarm.Swarm
 	host     *parts
+	paths    *paths
 	incoming chan transport.CapableConn
 	closed   chan struct{}
 	once     sync.Once
@@ -40,9 +41,9 @@ type door struct {
 	circuits map[peer.ID]*circuit.Client // one a relay, by relay
 }
 
-func newDoor(p *parts) *door {
+func newDoor(p *parts, ps *paths) *door {
 	return &door{
-		swarm: p.swarm, host: p,
+		swarm: p.swarm, host: p, paths: ps,
 		incoming: make(chan transport.CapableConn),
 		closed:   make(chan struct{}),
 		circuits: make(map[peer.ID]*circuit.Client),
@@ -89,7 +90,7 @@ func (d *door) transport(addr ma.Multiaddr) (transport.Transport, error) {
 		return c, nil
 	}
 	// Never started nor closed: it only dials, incoming circuits are the swarm's own client's.
-	c, err := circuit.New(d.host.host, d.host.upgrader)
+	c, err := circuit.New(hops{d.host.host, d.paths}, d.host.circuits())
 	if err != nil {
 		return nil, err
 	}

@@ -181,8 +181,11 @@ func (p *parts) start(relay bool) error {
 		// Everyone asks for dial-backs, only relays give them.
 		p.host.RemoveStreamHandler(autonatv2.DialProtocol)
 	}
-	return circuit.AddTransport(p.host, p.upgrader)
+	return circuit.AddTransport(p.host, p.circuits())
 }
+
+// circuits is the upgrader for connections by a relay.
+func (p *parts) circuits() transport.Upgrader { return tuned{p.upgrader} }
 
 // close ends everything. The host leaves only the peer store of AutoNAT's dialer open.
 func (p *parts) close() error {

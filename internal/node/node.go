@@ -207,8 +207,8 @@ func New(cfg Config) (*Node, error) {
 	n.self = n.parts.host.ID()
 	n.addrs.host = n.parts.host
 	n.guard = newGuard(cfg.Member, cfg.Open)
-	n.door = newDoor(n.parts)
 	n.paths = newPaths(n)
+	n.door = newDoor(n.parts, n.paths)
 	n.nat = newNATView(n)
 	n.punch = n.newPuncher()
 	n.beside = n.newBeside()

@@ -173,9 +173,9 @@ func (ps *paths) chooseLocked(p peer.ID, measured *link) {
 			l.wins = 0
 		}
 	}
-	ps.chooseBulkLocked(p, pp)
+	moved := ps.chooseBulkLocked(p, pp)
 	now := ps.describeLocked(p, pp)
-	if now.Kind != pp.told.Kind || now.Relay != pp.told.Relay || !sameAddr(now.Remote, pp.told.Remote) || !sameAddr(now.Bulk, pp.told.Bulk) ||
+	if moved || now.Kind != pp.told.Kind || now.Relay != pp.told.Relay || !sameAddr(now.Remote, pp.told.Remote) ||
 		now.Spread != pp.told.Spread || now.Since != pp.told.Since {
 		ps.tellLocked(PathChange{Peer: p, Old: pp.told, New: now})
 		pp.told = now

@@ -2,10 +2,13 @@ package node
 
 import (
 	"context"
+	"io"
 	"testing"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
 )
 
 func TestReservationIsMadeAtOnceAndAnnounced(t *testing.T) {
@@ -110,4 +113,54 @@ func TestRelaysAreReadAnewOnRefresh(t *testing.T) {
 		}
 		return true
 	})
+}
+
+// Both ends and the relay have QUIC and TCP. The path is the circuit that was there first; what moves much gets one by
+// TCP on both of its legs.
+func TestBulkByRelayGoesByTCPWhereBothHaveIt(t *testing.T) {
+	const proto protocol.ID = "/test/lane/1"
+	m := newMesh(t)
+	relay, _ := m.relay(Config{})
+	a, b := m.join(Config{}), m.join(Config{})
+	came := make(chan network.Conn, 16)
+	b.Host().SetStreamHandler(proto, func(s network.Stream) {
+		io.ReadFull(s, make([]byte, 1))
+		came <- s.Conn()
+	})
+	for _, n := range []*Node{a, b} {
+		eventually(t, "QUIC and TCP connections to the relay", func() bool {
+			return reserved(n, 1)() && n.connectedBy(relay.self, "quic-v1", true) && n.paths.tcp(relay.self) != nil
+		})
+	}
+	changes, stop := a.Watch()
+	defer stop()
+	byTCP := func(c network.Conn) bool {
+		return transportOf(c.RemoteMultiaddr()) == "tcp" && relayOf(c.RemoteMultiaddr()) == relay.self
+	}
+	open := func(w Wish) bool {
+		w.Kind = Relay
+		s, err := a.OpenFor(t.Context(), b.self, proto, w)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Reset()
+		if _, err := s.Write([]byte{1}); err != nil {
+			t.Fatal(err)
+		}
+		there := <-came
+		return byTCP(s.Conn()) && byTCP(there)
+	}
+	if open(Wish{}) {
+		t.Error("the path is by TCP where there is QUIC")
+	}
+	for !open(Wish{Bulk: true}) {
+		select {
+		case <-changes: // as the daemon does
+		case <-time.After(patience):
+			t.Fatal("bulk stays where it was")
+		}
+	}
+	if open(Wish{}) {
+		t.Error("what is not bulk goes by TCP too")
+	}
 }

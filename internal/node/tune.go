@@ -16,7 +16,7 @@ type tuned struct{ transport.Upgrader }
 
 func (u tuned) Upgrade(ctx context.Context, t transport.Transport, c manet.Conn, dir network.Direction, p peer.ID, scope network.ConnManagementScope) (transport.CapableConn, error) {
 	tune(c)
-	return u.Upgrader.Upgrade(ctx, t, newCoalescing(c), dir, p, scope)
+	return u.Upgrader.Upgrade(ctx, t, coalesce(c), dir, p, scope)
 }
 
 // UpgradeGatedMaListener comes after the transport has set its own options, which needs the socket itself.
@@ -32,7 +32,7 @@ func (l tunedListener) Accept() (manet.Conn, network.ConnManagementScope, error)
 		return nil, nil, err
 	}
 	tune(c)
-	return newCoalescing(c), scope, nil
+	return coalesce(c), scope, nil
 }
 
 // tune sets what the system offers; what it refuses stays as it is, and doctor says so.
