@@ -180,7 +180,7 @@ func (l *lane) grant(c *Conn, credit int64) {
 	}
 }
 
-// taken tells the entry that Accept has taken the session: it may open another one instead.
+// taken tells the entry that somebody deals with the session: it may open another one instead.
 func (c *Conn) taken() {
 	l := c.lane
 	l.mu.Lock()
@@ -620,6 +620,7 @@ func (i *Incoming) ID() string { return i.conn.id.String() }
 // Accept says yes.
 func (i *Incoming) Accept() (*Conn, error) {
 	c := i.conn
+	c.taken() // before the entry hears of it
 	c.accepted()
 	if _, err := c.lane.send(c, []byte{byte(OK)}); err != nil {
 		c.Reset()

@@ -12,7 +12,7 @@ import (
 // and a change of goroutine, and the ring and the lane's reader are there already. So
 //
 //	Conn.Write  waits for the peer's credit and for room, and puts one message at a time into the ring (send)
-//	Conn.Read   takes from the session's inbox, and gives the peer new credit (Conn.spent)
+//	Conn.Read   takes from the session's inbox, and gives the peer new credit (spentLocked)
 //	receive     reads messages off the lane, their bytes straight into the inbox of the session they are for
 //
 // Messages without data (credit, FIN, RST) go into the ring at once, room or not: a session has only a few.
