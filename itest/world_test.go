@@ -119,11 +119,18 @@ func (w *world) carried() ways {
 // their lanes have been attached to it, not at the instant it is told.
 func (w *world) settle(local string, wanted func(ways) bool) {
 	w.t.Helper()
+	w.untilCarried(local, fwdtest.Load{Up: 64 << 10, Down: 64 << 10}, wanted)
+}
+
+// untilCarried moves loads until one goes as wanted: on a machine that is busy a path may be silent for a second, and
+// bytes go by another meanwhile.
+func (w *world) untilCarried(local string, load fwdtest.Load, wanted func(ways) bool) {
+	w.t.Helper()
 	for deadline, n := time.Now().Add(fwdtest.Limit), 1; ; n++ {
 		w.lab.ForgetFlows()
-		r, err := w.data.TransferFrom(w.laptop.Host, local, fwdtest.Load{Up: 64 << 10, Down: 64 << 10})
+		r, err := w.data.TransferFrom(w.laptop.Host, local, load)
 		if err != nil {
-			w.t.Fatalf("transfer %d while settling: %v; %s", n, err, w.laptop.Run("status", "--json").Stdout)
+			w.t.Fatalf("transfer %d: %v; %s", n, err, w.laptop.Run("status", "--json").Stdout)
 		}
 		got := w.carried()
 		w.lab.ForgetFlows()
