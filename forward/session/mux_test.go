@@ -954,13 +954,16 @@ func TestADeadlineHoldsForEachWriter(t *testing.T) {
 		if len(large)+len(little) != 0 {
 			t.Fatal("somebody did not wait")
 		}
-		c.lane.mu.Lock()
-		c.lane.ahead = 0 // as after a large one
-		c.lane.mu.Unlock()
-		p.mu.Lock()
-		p.size += 64 << 10 // room for small pieces only
-		p.cond.Broadcast()
-		p.mu.Unlock()
+		for len(little) == 0 { // room for small pieces only, a few at a time
+			c.lane.mu.Lock()
+			c.lane.ahead = 0 // as after a large one
+			c.lane.mu.Unlock()
+			p.mu.Lock()
+			p.size += 8 << 10
+			p.cond.Broadcast()
+			p.mu.Unlock()
+			synctest.Wait()
+		}
 		if err := <-little; err != nil {
 			t.Error("the small piece:", err)
 		}
