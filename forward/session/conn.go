@@ -2,9 +2,7 @@ package session
 
 import (
 	"fmt"
-	"io"
 	"net"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -94,207 +92,6 @@ func (c *Conn) begin(o *open) {
 	}
 }
 
-// Read reads what the far side wrote.
-func (c *Conn) Read(p []byte) (int, error) {
-	n, err := c.take(p)
-	if n > 0 {
-		c.count(&c.received, n)
-		if c.sum != nil {
-			c.sum.received.Add(int64(n))
-		}
-	}
-	return n, err
-}
-
-// unanswered is a session whose bytes do not count yet.
-type unanswered struct{ c *Conn }
-
-func (u unanswered) Read(p []byte) (int, error) { return u.c.take(p) }
-
-func (c *Conn) take(p []byte) (n int, err error) {
-	c.mu.Lock()
-	if err = c.awaitLocked(len(p)); err == nil {
-		n = c.inbox.read(p)
-	}
-	credit := c.spentLocked(n)
-	c.mu.Unlock()
-	c.lane.grant(c, credit)
-	return n, err
-}
-
-// awaitLocked waits until there are bytes to read, if any are wanted.
-func (c *Conn) awaitLocked(wanted int) error {
-	for {
-		switch {
-		case c.closed.Load():
-			return net.ErrClosed
-		case c.broken != nil:
-			return c.broken
-		case c.inbox.n > 0 || wanted == 0:
-			return nil
-		case c.ended:
-			return io.EOF
-		case c.readBy.passed():
-			return os.ErrDeadlineExceeded
-		}
-		c.readBy.wait(&c.canRead)
-	}
-}
-
-// spentLocked says how much credit the peer is to get for n bytes that were read: in small parts of a window, so that it
-// need not wait for them where a line holds most of one. A window half of which is read within four round trips may be
-// what limits the peer, and doubles.
-func (c *Conn) spentLocked(n int) (credit int64) {
-	c.spent += int64(n)
-	c.round += int64(n)
-	if c.spent < c.window/creditParts || c.off || c.ended {
-		return 0
-	}
-	credit = c.spent
-	if c.round >= c.window/2 {
-		now := time.Now()
-		rtt := time.Duration(c.lane.rtt.Load())
-		if c.window < maxWindow && now.Sub(c.rounded) < 4*rtt && c.inbox.mem.reserveWindow(c.window) {
-			credit += c.window
-			c.window *= 2
-		}
-		c.round, c.rounded = 0, now
-	}
-	c.spent = 0
-	c.allowed += credit
-	return credit
-}
-
-// grant gives the peer credit, if there is any.
-func (l *lane) grant(c *Conn, credit int64) {
-	if credit == 0 {
-		return
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !c.over {
-		l.controlLocked(message{muxWindow, 0, c.stream, uint32(credit)}, true)
-	}
-	if a := l.cur; a != nil && l.rtt.Load() == 0 && a.asked.Load() == 0 {
-		a.pingLocked(l.link.e.now()) // the next window depends on it
-	}
-}
-
-// taken tells the entry that somebody deals with the session: it may open another one instead.
-func (c *Conn) taken() {
-	l := c.lane
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !c.greeted && !c.over {
-		c.greeted = true
-		l.greeting--
-		l.controlLocked(message{muxWindow, muxACK, c.stream, 0}, false)
-	}
-}
-
-// accepted gives an accepted session its first window.
-func (c *Conn) accepted() {
-	l := c.lane
-	c.mu.Lock()
-	c.window += firstWindow - yamuxWindow
-	c.allowed += firstWindow - yamuxWindow
-	c.mu.Unlock()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !c.over {
-		l.controlLocked(message{muxWindow, 0, c.stream, firstWindow - yamuxWindow}, false)
-	}
-}
-
-// expect prepares for n bytes of the far side's.
-func (c *Conn) expect(n uint32) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.ended && n > 0 {
-		return fmt.Errorf("%w: data after the end", errMux)
-	}
-	if int64(n) > c.allowed {
-		return fmt.Errorf("%w: %d bytes where %d are allowed", errMux, n, c.allowed)
-	}
-	c.allowed -= int64(n)
-	return nil
-}
-
-// place is where the next of n bytes go, nil if nobody wants them any more. deliver must follow.
-func (c *Conn) place(n int) []byte {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.broken != nil {
-		return nil
-	}
-	return c.inbox.space(n)
-}
-
-// deliver takes n bytes in their place; whole: the message ends with them.
-func (c *Conn) deliver(n int, whole bool) {
-	c.mu.Lock()
-	c.inbox.filled(n, whole)
-	var code [1]byte
-	if !c.answered && c.inbox.n > 0 {
-		c.inbox.read(code[:])
-		c.spent++
-		c.answered = true
-	}
-	unwanted := c.closed.Load() && c.inbox.n > 0
-	if unwanted || c.broken != nil {
-		c.inbox.drop()
-	}
-	if c.inbox.n > 0 {
-		c.canRead.Broadcast()
-	}
-	c.mu.Unlock()
-	switch {
-	case code[0] != byte(OK): // an exit that refuses resets
-		c.abort(ErrReset, 0)
-		c.lose(ErrReset)
-	case unwanted:
-		c.part(net.ErrClosed, 0)
-	}
-	c.lane.link.e.pressed()
-}
-
-// unread is how much waits to be read.
-func (c *Conn) unread() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.inbox.n
-}
-
-// Write hands p to the lane, waiting while the far side is slow.
-func (c *Conn) Write(p []byte) (int, error) {
-	done := 0
-	for done < len(p) {
-		n, err := c.lane.send(c, p[done:])
-		if err != nil {
-			return done, err
-		}
-		done += n
-		c.count(&c.sent, n)
-		if c.sum != nil {
-			c.sum.sent.Add(int64(n))
-		}
-	}
-	return done, nil
-}
-
-// writableLocked is why nothing can be written; the lane's lock is held.
-func (c *Conn) writableLocked() error {
-	switch {
-	case c.closed.Load(), c.fin, c.over && c.why == nil:
-		return net.ErrClosed
-	case c.over:
-		return c.why
-	case c.writeBy.passed():
-		return os.ErrDeadlineExceeded
-	}
-	return nil
-}
-
 // count keeps the figures for status and for the choice of lanes.
 func (c *Conn) count(which *atomic.Int64, n int) {
 	which.Add(int64(n))
@@ -307,9 +104,11 @@ func (c *Conn) count(which *atomic.Int64, n int) {
 	}
 }
 
-func (c *Conn) total() int64         { return c.sent.Load() + c.received.Load() }
+func (c *Conn) total() int64 { return c.sent.Load() + c.received.Load() }
+
 func (c *Conn) bulkSince() time.Time { return time.Unix(0, c.bulkAt.Load()) }
-func (c *Conn) calmed(total int64)   { c.bulky.Store(total + bulkBytes) }
+
+func (c *Conn) calmed(total int64) { c.bulky.Store(total + bulkBytes) }
 
 // CloseWrite ends our direction: the far side reads io.EOF after the last byte.
 func (c *Conn) CloseWrite() error {
@@ -630,6 +429,32 @@ func (i *Incoming) Accept() (*Conn, error) {
 	return c, nil
 }
 
+// taken tells the entry that somebody deals with the session: it may open another one instead.
+func (c *Conn) taken() {
+	l := c.lane
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !c.greeted && !c.over {
+		c.greeted = true
+		l.greeting--
+		l.controlLocked(message{muxWindow, muxACK, c.stream, 0}, false)
+	}
+}
+
+// accepted gives an accepted session its first window.
+func (c *Conn) accepted() {
+	l := c.lane
+	c.mu.Lock()
+	c.window += firstWindow - yamuxWindow
+	c.allowed += firstWindow - yamuxWindow
+	c.mu.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !c.over {
+		l.controlLocked(message{muxWindow, 0, c.stream, firstWindow - yamuxWindow}, false)
+	}
+}
+
 // Refuse says no; the dialling side reads a *RefusedError.
 func (i *Incoming) Refuse(code Code) error {
 	if code == OK {
@@ -644,4 +469,5 @@ func (i *Incoming) Refuse(code Code) error {
 type addr peer.ID
 
 func (a addr) Network() string { return "fwd" }
-func (a addr) String() string  { return peer.ID(a).String() }
+
+func (a addr) String() string { return peer.ID(a).String() }

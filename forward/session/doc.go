@@ -6,7 +6,7 @@
 //	conn, err := e.Dial(ctx, nas, "ssh")     // the entry
 //	in, err := e.Accept(ctx); in.Accept()    // the exit
 //
-// What happens to one connection: Dial picks a lane of the link to that peer and opens a stream in it (mux.go); its first
+// What happens to one connection: Dial picks a lane of the link to that peer and opens a stream in it (send.go); its first
 // bytes name the service (open.go). The exit reads them and accepts or refuses (Incoming). From then on bytes go Conn →
 // lane → the libp2p stream of the moment → the far lane's reader → the far Conn's inbox. A lane (lane.go) keeps what the peer has not acknowledged (ring.go).
 // When a better path is there (Renew) or the old one falls silent (watch.go), the entry opens another stream and attaches

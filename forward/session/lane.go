@@ -417,8 +417,9 @@ func (l *lane) end(err error, reason byte) {
 		c.canWrite.Broadcast()
 	}
 	l.mu.Unlock()
+	reset := fmt.Errorf("%w: %w", ErrReset, err)
 	for _, c := range all {
-		c.part(fmt.Errorf("%w: %w", ErrReset, err), untold)
+		c.part(reset, untold)
 	}
 	if a != nil {
 		late := time.NewTimer(min(max(endPatience, 2*time.Duration(a.rtt.Load())), time.Second))
