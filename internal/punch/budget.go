@@ -31,6 +31,9 @@ const (
 	// addrPorts is how many ports of one address may be tried in addrSpan, whoever asks.
 	addrPorts = 2 * roundPorts
 	addrSpan  = 10 * time.Minute
+	// redials is how often a peer's punches may dial TCP again in addrSpan: four punches that are refused at once all
+	// the time. A report may lead to a machine that has nothing to do with it.
+	redials = 200
 	// enoughPorts is what must be left for another round to be begun; half of them meet with 175.
 	enoughPorts = 256
 )
@@ -44,18 +47,20 @@ type budget struct {
 	peers  map[peer.ID]*spent // of a day
 	recent map[peer.ID]*spent // of addrSpan
 	addrs  map[netip.Addr]*spent
+	dials  map[peer.ID]*spent // of TCP, again
 }
 
-// spent counts ports since from.
+// spent counts ports, or dials, since from.
 type spent struct {
 	from  time.Time
-	ports int
+	count int
 }
 
 func newBudget() *budget {
 	return &budget{
 		packets: rate.NewLimiter(packetsPerSecond, packetsAtOnce),
 		peers:   make(map[peer.ID]*spent), recent: make(map[peer.ID]*spent), addrs: make(map[netip.Addr]*spent),
+		dials: make(map[peer.ID]*spent),
 	}
 }
 
@@ -67,12 +72,24 @@ func (b *budget) port(p peer.ID, a netip.Addr) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	today, recent, addr := since(b.peers, p, day), since(b.recent, p, addrSpan), since(b.addrs, a, addrSpan)
-	if today.ports >= dayPorts || addr.ports >= addrPorts {
+	if today.count >= dayPorts || addr.count >= addrPorts {
 		return false
 	}
-	today.ports++
-	recent.ports++
-	addr.ports++
+	today.count++
+	recent.count++
+	addr.count++
+	return true
+}
+
+// redial takes one more dial of TCP after the first one of a step, if that is within the limit.
+func (b *budget) redial(p peer.ID) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := since(b.dials, p, addrSpan)
+	if s.count >= redials {
+		return false
+	}
+	s.count++
 	return true
 }
 
@@ -80,7 +97,7 @@ func (b *budget) port(p peer.ID, a netip.Addr) bool {
 func (b *budget) left(p peer.ID) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return since(b.peers, p, day).ports+enoughPorts <= dayPorts && since(b.recent, p, addrSpan).ports+enoughPorts <= addrPorts
+	return since(b.peers, p, day).count+enoughPorts <= dayPorts && since(b.recent, p, addrSpan).count+enoughPorts <= addrPorts
 }
 
 // since finds what was spent on k, forgetting what is older than span.

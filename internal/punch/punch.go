@@ -388,7 +388,7 @@ func (pu *Puncher) dial(ctx context.Context, p peer.ID, step Step, d Dial) {
 	for {
 		err := pu.cfg.Dial(ctx, p, d.Addr, d.Role)
 		pu.cfg.Log.Debug("punch dial", "peer", p, "step", step.Name, "addr", d.Addr, "role", d.Role, "err", err)
-		if err == nil || d.Role == Plain || transportOf(d.Addr) != "tcp" || !sleep(ctx, tcpAgain) {
+		if err == nil || d.Role == Plain || transportOf(d.Addr) != "tcp" || !pu.budget.redial(p) || !sleep(ctx, tcpAgain) {
 			return
 		}
 	}

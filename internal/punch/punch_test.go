@@ -2,9 +2,11 @@ package punch
 
 import (
 	"context"
+	"errors"
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -115,6 +117,38 @@ func TestPunchStartedByBothAtOnceRunsOnce(t *testing.T) {
 		synctest.Wait()
 		if a.count() != 4 || b.count() != 4 {
 			t.Errorf("%d and %d dials, want those of one run", a.count(), b.count())
+		}
+	})
+}
+
+// A report may name somebody else's address, where each dial of TCP ends at once.
+func TestTCPIsDialledAgainABoundedNumberOfTimes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := newSides(nat(1, Independent, true), nat(2, Independent, true))
+		var dials atomic.Int64
+		a.cfg.Dial = func(_ context.Context, _ peer.ID, to ma.Multiaddr, _ Role) error {
+			if transportOf(to) == "tcp" {
+				dials.Add(1)
+			}
+			return errors.New("refused")
+		}
+		for range 20 {
+			if _, err := b.Punch(t.Context(), "a"); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		if n := dials.Load(); n < redials || n > redials+20*2 {
+			t.Errorf("%d dials in 20 punches, want %d and no more than two a punch beside them", n, redials)
+		}
+		time.Sleep(addrSpan)
+		before := dials.Load()
+		if _, err := b.Punch(t.Context(), "a"); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if n := dials.Load() - before; n < redials/5 {
+			t.Errorf("%d dials in a punch after %v, want as many as at first", n, addrSpan)
 		}
 	})
 }

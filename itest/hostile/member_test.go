@@ -480,7 +480,9 @@ func TestPunchPlansCannotBeAimedAtOthers(t *testing.T) {
 		time.Sleep(5 * time.Second)
 	})
 	t.Logf("10 plans: the third machine got %d packets (%d bytes) and %d connections", packets.Load(), bytesIn.Load(), conns.Load())
-	if packets.Load() > 1000 || conns.Load() > 100 {
+	// What a slow machine needs more time for may be more plans, but not more than ten: of each, four dials of TCP; and 200
+	// times again, however many plans.
+	if packets.Load() > 1000 || conns.Load() > 240 {
 		t.Error("a member has others shot at")
 	}
 }
