@@ -56,7 +56,7 @@ type Config struct {
 
 	// BeforeReserve is asked to exchange rosters with a relay before a reservation; nil: nothing to do.
 	BeforeReserve func(ctx context.Context, relay peer.ID) error
-	// Changed is told that our own addresses or reservations changed: announce again. May be nil.
+	// Changed is told that our own addresses or reservations changed: announce again. Not before Serve. May be nil.
 	Changed func()
 
 	// Proxy gives the HTTP proxy by which an address (host:port) may be reached too; nil or nil: none.

@@ -446,7 +446,10 @@ func (n *Node) announceAgain() {
 		e.Emit(event.EvtAutoRelayAddrsUpdated{RelayAddrs: n.addrs.circuits()})
 		e.Close()
 	}
-	if n.cfg.Changed != nil {
+	n.mu.Lock()
+	served := n.served
+	n.mu.Unlock()
+	if served && n.cfg.Changed != nil { // before, a quick router's answer would find the caller half assembled
 		n.tasks.start(n.cfg.Changed)
 	}
 }

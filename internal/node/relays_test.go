@@ -164,3 +164,23 @@ func TestBulkByRelayGoesByTCPWhereBothHaveIt(t *testing.T) {
 		t.Error("what is not bulk goes by TCP too")
 	}
 }
+
+// Who is told is not there yet: a router that maps ports at once answers before New has returned.
+func TestNobodyIsToldOfAddressesBeforeServe(t *testing.T) {
+	m := newMesh(t)
+	told := make(chan struct{}, 1)
+	n, err := New(Config{
+		Key: newKey(t), Listen: loopback(), Member: m.isMember, Relays: m.listed,
+		Changed: func() { told <- struct{}{} },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.portsMapped()
+	if err := n.Close(); err != nil { // waits for what was begun
+		t.Fatal(err)
+	}
+	if len(told) > 0 {
+		t.Error("told before Serve")
+	}
+}
