@@ -15,7 +15,8 @@ const (
 	// … at two measurements running: latency jitters, and each change costs a resume of the lanes.
 	betterTimes = 2
 
-	// Bulk goes by TCP where its round trip is longer than the path's by no more than this.
+	// Bulk goes by TCP to another of the peer's addresses where its round trip is longer than the path's by no more than
+	// this.
 	bulkFactor = 1.1
 	bulkBy     = 2 * time.Millisecond
 
@@ -45,6 +46,7 @@ type measured struct {
 	rtt    time.Duration // 0: no answer yet
 	least  time.Duration // the shortest round trip so far; 0: no answer yet
 	silent bool          // suspected dead; used only if nothing else is there
+	host   string        // at the other end of the wire
 
 	further bool // there for bulk, beside another one of its kind
 }
@@ -76,12 +78,14 @@ func (a measured) carries(b measured) bool {
 	return !a.quic && a.asGood(b)
 }
 
-// asGood says whether a's way is as short as b's. Of two circuits the new one is measured while three machines are busy with
-// what moves on the other: unless it is clearly worse, it is taken for as good.
+// asGood says whether a's way is as short as b's. To one host it is the same way: that a took longer says how busy the
+// machines were with what moves on b meanwhile. So it does of circuits, unless one is clearly worse.
 func (a measured) asGood(b measured) bool {
 	switch {
 	case a.silent || a.least == 0 || a.class > b.class:
 		return false
+	case a.host == b.host:
+		return true
 	case a.class == overRelay:
 		return !clearlyWorse(a.least, b.least)
 	}

@@ -39,12 +39,15 @@ func TestWhichConnectionIsThePath(t *testing.T) {
 
 func TestWhichConnectionCarriesBulk(t *testing.T) {
 	ms := func(n int) time.Duration { return time.Duration(n) * time.Millisecond }
-	path := measured{class: overInternet, quic: true, least: ms(50)}
+	path := measured{class: overInternet, quic: true, least: ms(50), host: "192.0.2.1"}
 	for _, c := range []struct {
 		name string
 		a    measured
 		want bool
 	}{
+		{"to the same host, measured under load", measured{class: overInternet, least: ms(500), host: "192.0.2.1"}, true},
+		{"to the same host, and silent", measured{class: overInternet, least: ms(50), host: "192.0.2.1", silent: true}, false},
+		{"to the same host, not heard of yet", measured{class: overInternet, host: "192.0.2.1"}, false},
 		{"TCP of the same round trip", measured{class: overInternet, least: ms(50)}, true},
 		{"a little slower", measured{class: overInternet, least: ms(56)}, true},
 		{"clearly slower", measured{class: overInternet, least: ms(60)}, false},
@@ -58,7 +61,7 @@ func TestWhichConnectionCarriesBulk(t *testing.T) {
 			t.Errorf("%s: got %v", c.name, got)
 		}
 	}
-	circuit := measured{class: overRelay, quic: true, least: ms(50)}
+	circuit := measured{class: overRelay, quic: true, least: ms(50), host: "192.0.2.2"}
 	if !(measured{class: overRelay, least: ms(90)}).carries(circuit) {
 		t.Error("a circuit by TCP, measured under load, does not carry")
 	}

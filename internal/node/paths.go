@@ -24,6 +24,7 @@ type link struct {
 	relay peer.ID // the relay, if relayed
 	class class
 	quic  bool
+	host  string // at the other end of the wire
 	since time.Time
 	done  chan struct{} // closed when the connection is
 	again chan struct{} // tells the probing goroutine that an inquiry is over: its next measurement may be due sooner
@@ -41,7 +42,7 @@ type link struct {
 }
 
 func (l *link) measured() measured {
-	return measured{class: l.class, quic: l.quic, rtt: l.rtt, silent: l.silent, least: l.least, further: l.further}
+	return measured{class: l.class, quic: l.quic, rtt: l.rtt, silent: l.silent, least: l.least, host: l.host, further: l.further}
 }
 
 func (l *link) direct() bool { return l.relay == "" }
@@ -86,6 +87,7 @@ func newLink(c network.Conn) *link {
 		conn: c, relay: relayOf(c.RemoteMultiaddr()), since: time.Now(),
 		class: overInternet,
 		quic:  transportOf(c.RemoteMultiaddr()) == "quic-v1",
+		host:  hostOf(c.RemoteMultiaddr()),
 		done:  make(chan struct{}),
 		again: make(chan struct{}, 1),
 	}

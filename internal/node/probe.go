@@ -174,7 +174,7 @@ func (ps *paths) suspect(p peer.ID, c network.Conn) {
 	}
 	for _, k := range pp.links {
 		// Another transport to the same host goes the same way.
-		if k == l || k.direct() && l.direct() && hostOf(k.conn.RemoteMultiaddr()) == hostOf(c.RemoteMultiaddr()) {
+		if k == l || k.direct() && l.direct() && k.host == l.host {
 			ps.fellLocked(p, k)
 			k.silent = true
 		}
