@@ -29,9 +29,12 @@ import (
 // besideProtocol is punching's, spoken on a direct connection, for a TCP connection beside it.
 const besideProtocol protocol.ID = "/fwd/beside/1"
 
-// besideAgain are the waits after a search that found nothing: at first the relays may not have told yet how they see us.
-// The last one is also the least time between two searches in one network.
-var besideAgain = [...]time.Duration{2 * time.Second, 10 * time.Second, 30 * time.Second}
+// besideAgain are the waits after a search that found nothing: at first the relays may not have told yet how they see us;
+// later the addresses of a TCP connection that has ended are free again (besideFirst).
+var besideAgain = [...]time.Duration{2 * time.Second, 10 * time.Second, 30 * time.Second, 75 * time.Second}
+
+// besideRest is the least time between two searches in one network.
+const besideRest = 30 * time.Second
 
 // A TCP connection that seems slower than the path at first is measured anew so often.
 const (
@@ -53,6 +56,7 @@ type Wish struct {
 // search is a search for a connection beside the path.
 type search struct {
 	at      time.Time
+	busy    bool            // it goes on
 	network context.Context // in which it was made
 	relay   peer.ID         // for a circuit through it; none: for a direct connection
 	noTCP   bool            // nothing was found so far
@@ -115,15 +119,22 @@ func (n *Node) seekBeside(p peer.ID, kind PathKind) {
 	if last != nil && (last.network != in || last.relay != best.relay) {
 		last = nil
 	}
-	if last != nil && time.Since(last.at) < besideAgain[len(besideAgain)-1] {
+	if last != nil && (last.busy || time.Since(last.at) < besideRest) {
 		return
 	}
-	ps.beside[p] = &search{at: time.Now(), network: in, relay: best.relay, noTCP: last != nil && last.noTCP}
-	if best.direct() {
-		n.tasks.start(func() { n.seekTCP(in, p) })
-	} else {
-		n.tasks.start(func() { n.seekCircuit(in, p, best.relay) })
-	}
+	s := &search{at: time.Now(), busy: true, network: in, relay: best.relay, noTCP: last != nil && last.noTCP}
+	ps.beside[p] = s
+	direct, relay := best.direct(), best.relay
+	n.tasks.start(func() {
+		if direct {
+			n.seekTCP(in, p)
+		} else {
+			n.seekCircuit(in, p, relay)
+		}
+		ps.mu.Lock()
+		defer ps.mu.Unlock()
+		s.busy = false
+	})
 }
 
 // seekTCP tries some times, until there is a TCP connection or the network is another one.

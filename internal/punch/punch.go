@@ -313,6 +313,7 @@ func (pu *Puncher) follow(ctx context.Context, m *meeting, mine, theirs Report) 
 		low, high = theirs, mine
 	}
 	plan := MakePlan(low, high)
+	pu.cfg.Log.Debug("punch plan", "peer", p, "steps", len(plan.Steps), "our_udp", mine.UDP, "our_tcp", mine.TCP, "their_udp", theirs.UDP, "their_tcp", theirs.TCP)
 	m.token = tokenOf(low, high)
 	m.vouched = pu.cfg.Wire != nil && pu.cfg.Wire.Vouched(p, theirs)
 	start := time.Now()
