@@ -151,7 +151,7 @@ func measureLossy(t *testing.T, r *report) {
 	const rtt, rate = 50 * time.Millisecond, 100e6
 	clean := wire(rtt, rate, 0)
 	l := lab.New(t)
-	ways := longWays(t, l, lab.Shaped(clean, clean))
+	ways := longWays(t, l, lab.Shaped(clean, clean), nil)
 	cables := map[*way]*lab.Cable{}
 	for w, p := range ways.of {
 		cables[w] = p.homes[0].Cable()
@@ -210,17 +210,13 @@ func oneByOne(t *testing.T, w *way, n int) (taken func() int64, stop func()) {
 // 4 and 6 MiB let no TCP fill it.
 func measureFar(t *testing.T, r *report) {
 	line := wire(200*time.Millisecond, 1e9, 0)
+	line.Bunched = true
 	l := lab.New(t)
-	ways := longWays(t, l, lab.Shaped(line, line))
-	for _, p := range ways.of {
-		for _, h := range []*lab.Host{p.a, p.b} {
-			for _, name := range []string{"tcp_rmem", "tcp_wmem"} {
-				if err := sysctl(h, name, "4096 131072 134217728"); err != nil {
-					t.Logf("%s on %s: %v", name, h.Name(), err)
-				}
-			}
-		}
-	}
+	// Before fwd begins, for what a connection's window can grow to is settled when it is made.
+	ways := longWays(t, l, lab.Shaped(line, line), map[string]string{
+		"tcp_rmem": "4096 131072 134217728",
+		"tcp_wmem": "4096 131072 134217728",
+	})
 	for range *rounds {
 		for _, w := range ways.list {
 			taken, stop := transfer(t, w, "up", 1)
@@ -239,22 +235,34 @@ type wayList struct {
 	of   map[*way]*pair
 }
 
-// longWays are raw TCP with both controls of congestion, and fwd by either transport, each with a line of its own.
-func longWays(t *testing.T, l *lab.Lab, line lab.Option) wayList {
+// longWays are raw TCP with both controls of congestion, and fwd by either transport, each with a line of its own between
+// hosts with these settings of net.ipv4.
+func longWays(t *testing.T, l *lab.Lab, line lab.Option, settings map[string]string) wayList {
 	ways := wayList{of: map[*way]*pair{}}
+	pairOf := func() *pair {
+		p := newPair(t, l, line)
+		for _, h := range []*lab.Host{p.a, p.b} {
+			for name, value := range settings {
+				if err := sysctl(h, name, value); err != nil {
+					t.Logf("%s on %s: %v", name, h.Name(), err)
+				}
+			}
+		}
+		return p
+	}
 	add := func(w *way, p *pair) {
 		ways.list = append(ways.list, w)
 		ways.of[w] = p
 	}
 	for _, cc := range []string{"bbr", "cubic"} {
-		p := newPair(t, l, line)
+		p := pairOf()
 		add(&way{name: raw + ", " + cc, from: p.a, addr: p.far(), server: p.server, pids: nothing, path: noPath, control: cc}, p)
 	}
 	for _, name := range []string{"fwd direct", udpAlone} {
 		if !wanted(name) {
 			continue
 		}
-		p := newPair(t, l, line)
+		p := pairOf()
 		if name != "fwd direct" {
 			p.homes[0].BlockTCP()
 		}

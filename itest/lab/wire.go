@@ -22,6 +22,7 @@ type Shape struct {
 	Rate    int           // bits per second; 0: no limit
 	Queue   int           // bytes that may wait for a limited Rate, the rest is dropped; 0: 100 ms worth, at least 32 KiB
 	Reorder bool          // Jitter may make a packet overtake another
+	Bunched bool          // TCP crosses in bunches of up to 64 KiB, as between cards that segment; each counts as one packet
 }
 
 func (s Shape) queue() int {
@@ -40,11 +41,12 @@ type wire struct {
 }
 
 func newWire(provider, customer *node, providerIf, customerIf string, up, down Shape, seed uint64) (*wire, error) {
-	a, err := openTUN(provider, providerIf)
+	bunched := up.Bunched || down.Bunched
+	a, err := openTUN(provider, providerIf, bunched)
 	if err != nil {
 		return nil, err
 	}
-	b, err := openTUN(customer, customerIf)
+	b, err := openTUN(customer, customerIf, bunched)
 	if err != nil {
 		a.Close()
 		return nil, err
@@ -114,19 +116,24 @@ type parcel struct {
 	packet []byte
 }
 
-// inFlight bounds the packets on a wire: 100 ms at 1 Gbit/s in packets of 1500 bytes, and some.
+// inFlight bounds the packets on a wire: 100 ms at 1 Gbit/s in packets of 1500 bytes, and some. packets is more where a
+// Shape holds more.
 const inFlight = 16384
+
+func (s Shape) packets() int {
+	return max(inFlight, (int(float64(s.Rate)/8*(s.Delay+s.Jitter).Seconds())+s.queue())/1000)
+}
 
 func (l *lane) init(s Shape, seed uint64) {
 	l.shape.Store(&s)
-	l.queue = make(chan parcel, inFlight)
+	l.queue = make(chan parcel, s.packets())
 	l.rng = rand.New(rand.NewPCG(seed, 0))
 }
 
 // read takes packets from a device, drops some, and says of each other when it is due at the far end.
 func (l *lane) read(from *os.File) {
 	defer close(l.queue)
-	buf := make([]byte, 64<<10)
+	buf := make([]byte, virtioHeader+64<<10)
 	for {
 		n, err := from.Read(buf)
 		if err != nil {
@@ -186,8 +193,12 @@ func (l *lane) write(to *os.File) {
 	}
 }
 
+// virtioHeader is the bytes before each packet of a device for bunches; they say how the far end cuts it
+// (struct virtio_net_hdr), and cross with it.
+const virtioHeader = 10
+
 // openTUN makes a TUN device in the node's namespace, which is that of the opening thread.
-func openTUN(n *node, name string) (*os.File, error) {
+func openTUN(n *node, name string, bunched bool) (*os.File, error) {
 	var file *os.File
 	err := n.do(func() error {
 		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
@@ -196,8 +207,15 @@ func openTUN(n *node, name string) (*os.File, error) {
 		}
 		req, err := unix.NewIfreq(name)
 		if err == nil {
-			req.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+			flags := uint16(unix.IFF_TUN | unix.IFF_NO_PI)
+			if bunched {
+				flags |= unix.IFF_VNET_HDR
+			}
+			req.SetUint16(flags)
 			err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
+		}
+		if err == nil && bunched {
+			err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|unix.TUN_F_TSO4|unix.TUN_F_TSO6)
 		}
 		if err != nil {
 			unix.Close(fd)
