@@ -68,7 +68,7 @@ func (t *quicTransport) Close() error { return t.manager.Close() }
 
 // newTransports adds QUIC, TCP and WebSocket (TLS first, then Noise; yamux) to s.
 func newTransports(s *swarm.Swarm, key crypto.PrivKey, limits network.ResourceManager, relay bool, proxy proxyFor) (*transports, error) {
-	muxers := []upgrader.StreamMuxer{{ID: yamux.ID, Muxer: newMuxer()}}
+	muxers := []upgrader.StreamMuxer{{ID: yamux.ID, Muxer: newMuxer(relay)}}
 	tls, err := newTimelessTLS(key, yamux.ID)
 	if err != nil {
 		return nil, err

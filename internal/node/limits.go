@@ -31,12 +31,14 @@ const (
 	highPeers      = 512
 	highPeersRelay = 12288
 
-	// muxWindow is the most one yamux stream may have in flight: credit comes by halves of it, and 32 MiB carry 1 Gbit/s
-	// over 250 ms.
+	// muxWindow is what one yamux stream may have in flight, from its beginning: the library's way to let windows grow
+	// loses half a window of credit each time (go-yamux v5.1.0, Stream.sendWindowUpdate: of two deltas the peer is told
+	// the second), so that in the end the sender stands still for a round trip after each half. Credit comes by halves,
+	// and 32 MiB carry 1 Gbit/s over 250 ms. Lanes are read at once, whatever their sessions do.
 	muxWindow = 64 << 20
-	// muxFirstWindow is the same at first: 100 Mbit/s over 150 ms. With the library's 256 KiB a stream begins slower than
-	// the line, BBR takes that for all that the line carries, and needs many seconds to find out.
-	muxFirstWindow = 2 << 20
+	// muxWindowRelay is the same at a relay, where it waits in memory if the far end of a circuit reads slowly: 4 MiB
+	// carry 600 Mbit/s over 50 ms.
+	muxWindowRelay = 8 << 20
 	// muxWriteTimeout is how long a TCP write may block before the connection counts as dead. The
 	// library's 10 s end connections on merely slow wires; our own pings notice death sooner.
 	muxWriteTimeout = 60 * time.Second
@@ -76,9 +78,13 @@ func newConnManager(relay bool) (*connmgr.BasicConnMgr, error) {
 }
 
 // newMuxer is yamux with our own settings; a copy, for the library's are shared by the process.
-func newMuxer() *yamux.Transport {
+func newMuxer(relay bool) *yamux.Transport {
 	mux := *yamux.DefaultTransport
-	mux.InitialStreamWindowSize, mux.MaxStreamWindowSize = muxFirstWindow, muxWindow
+	window := uint32(muxWindow)
+	if relay {
+		window = muxWindowRelay
+	}
+	mux.InitialStreamWindowSize, mux.MaxStreamWindowSize = window, window
 	mux.ConnectionWriteTimeout = muxWriteTimeout
 	mux.KeepAliveInterval = muxKeepAlive
 	mux.EnableKeepAlive = true
