@@ -131,8 +131,8 @@ func (a *attachment) answered(v uint64, now time.Time) {
 // measured takes a round trip. The lane keeps the shortest: what a queue adds to the others asks for no greater window.
 func (a *attachment) measured(rtt time.Duration) {
 	took := int64(rtt)
-	if least := a.l.rtt.Load(); least == 0 || took < least {
-		a.l.rtt.Store(took)
+	if shortest := &a.l.link.rtts[a.l.index]; shortest.Load() == 0 || took < shortest.Load() {
+		shortest.Store(took)
 	}
 	if old := a.rtt.Load(); old != 0 {
 		took = max(old+(took-old)/8, 1)

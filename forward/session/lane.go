@@ -52,8 +52,6 @@ type lane struct {
 
 	lightSince time.Time // heavy without bulk since; under the link's lock
 
-	rtt atomic.Int64 // shortest round trip of the attachment, ns; zero: none was measured yet
-
 	mu       sync.Mutex
 	canRead  sync.Cond // an attachment, no freeze, or the end
 	err      error     // why the lane has ended
@@ -315,8 +313,10 @@ func (l *lane) switchLocked(s Stream, offset uint64, rtt time.Duration) *attachm
 	}
 	a := &attachment{l: l, s: s, done: make(chan struct{}), buf: make([]byte, readBuffer)}
 	a.wake.L = &l.mu
-	l.rtt.Store(0)
-	a.measured(rtt)
+	l.link.rtts[l.index].Store(0)
+	if a.measured(rtt); rtt == 0 {
+		a.pingLocked(l.link.e.now())
+	}
 	a.resend = l.sent - min(offset, l.sent)
 	l.resent += a.resend
 	l.ring.ack(offset)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -54,6 +55,7 @@ type link struct {
 
 	mu      sync.Mutex
 	lanes   [maxLanes]*lane
+	rtts    [maxLanes]atomic.Int64 // shortest round trip of each one's attachment, ns; zero: none was measured yet
 	conns   map[*Conn]struct{}
 	bulk    map[*Conn]int64 // bulk sessions, with what they had moved when last looked at
 	busy    int             // dials that wait, opens under way, closed sessions whose last bytes are not read
@@ -89,6 +91,17 @@ func (k *link) laneLocked(i uint8) *lane {
 		k.e.spawn(l.receive)
 	}
 	return k.lanes[i]
+}
+
+// rtt is the shortest round trip to the peer; zero: none was measured yet. A lane that moves much measures how long its
+// own bytes wait; the others, which go to the same machine, how far it is.
+func (k *link) rtt() (least time.Duration) {
+	for i := range k.rtts {
+		if rtt := time.Duration(k.rtts[i].Load()); rtt != 0 && (least == 0 || rtt < least) {
+			least = rtt
+		}
+	}
+	return least
 }
 
 // all lists the lanes there are.

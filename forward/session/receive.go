@@ -249,8 +249,8 @@ func (c *Conn) awaitLocked(wanted int) error {
 }
 
 // spentLocked says how much credit the peer is to get for n bytes that were read: in small parts of a window, so that it
-// need not wait for them where a line holds most of one. A window half of which is read within four round trips may be
-// what limits the peer, and doubles.
+// need not wait for them where a line holds most of one. A window half of which is read in four round trips may be what
+// limits the peer, and doubles.
 func (c *Conn) spentLocked(n int) (credit int64) {
 	c.spent += int64(n)
 	c.round += int64(n)
@@ -260,12 +260,14 @@ func (c *Conn) spentLocked(n int) (credit int64) {
 	credit = c.spent
 	if c.round >= c.window/2 {
 		now := time.Now()
-		rtt := time.Duration(c.lane.rtt.Load())
-		if c.window < maxWindow && now.Sub(c.rounded) < 4*rtt && c.inbox.mem.reserveWindow(c.window) {
-			credit += c.window
-			c.window *= 2
+		if took := now.Sub(c.rounded); took >= rateOver {
+			perFour := float64(c.round) * 4 * float64(c.lane.link.rtt()) / float64(took)
+			if c.window < maxWindow && perFour >= float64(c.window/2) && c.inbox.mem.reserveWindow(c.window) {
+				credit += c.window
+				c.window *= 2
+			}
+			c.round, c.rounded = 0, now
 		}
-		c.round, c.rounded = 0, now
 	}
 	c.spent = 0
 	c.allowed += credit
@@ -282,7 +284,7 @@ func (l *lane) grant(c *Conn, credit int64) {
 	if !c.over {
 		l.controlLocked(message{muxWindow, 0, c.stream, uint32(credit)}, true)
 	}
-	if a := l.cur; a != nil && l.rtt.Load() == 0 && a.asked.Load() == 0 {
+	if a := l.cur; a != nil && l.link.rtts[l.index].Load() == 0 && a.asked.Load() == 0 {
 		a.pingLocked(l.link.e.now()) // the next window depends on it
 	}
 }

@@ -299,3 +299,51 @@ func TestStreamNumbersBeginAgain(t *testing.T) {
 		}
 	})
 }
+
+// A lane that moves much measures how long its own bytes wait; the link's other lanes say how far the peer is.
+func TestTheShortestRoundTripIsTheLinks(t *testing.T) {
+	k := &link{}
+	if k.rtt() != 0 {
+		t.Errorf("%v, but none was measured", k.rtt())
+	}
+	a := attachment{l: &lane{link: k, index: 1}}
+	a.measured(80 * time.Millisecond)
+	b := attachment{l: &lane{link: k, index: 3}}
+	b.measured(3 * time.Millisecond)
+	b.measured(5 * time.Millisecond)
+	if k.rtt() != 3*time.Millisecond {
+		t.Errorf("%v, want 3ms", k.rtt())
+	}
+}
+
+// Bytes that waited while the reader had no processor are read in a burst, which says nothing of the line.
+func TestABurstDoesNotWidenAWindow(t *testing.T) {
+	k := &link{}
+	k.rtts[0].Store(int64(time.Millisecond))
+	read := func(c *Conn, bytes int64, every time.Duration) {
+		for left := bytes; left > 0; left -= c.window / creditParts {
+			time.Sleep(every)
+			c.spentLocked(int(c.window / creditParts))
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		session := func() *Conn {
+			c := &Conn{lane: &lane{link: k}, window: firstWindow, rounded: time.Now()}
+			c.inbox.mem = &memory{budget: 1 << 30}
+			return c
+		}
+		c := session()
+		for range 10 { // 20 MiB at once, each second
+			read(c, 20<<20, 0)
+			time.Sleep(time.Second)
+		}
+		if c.window != firstWindow {
+			t.Errorf("window %d after bursts", c.window)
+		}
+		c = session()
+		read(c, 100<<20, 500*time.Microsecond) // an eighth in half a round trip: the window is half of what the line holds
+		if c.window == firstWindow {
+			t.Error("no wider, though the line holds more")
+		}
+	})
+}
