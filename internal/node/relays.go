@@ -191,6 +191,9 @@ func (n *Node) useRelay(ctx context.Context, l *relayLoop, retry *backoff) error
 	defer stopWake()
 	stopBeside := func() {}
 	defer func() { stopBeside() }()
+	// A connection that is refused once it is there, as QUIC's where a clock is wrong, is a loss, too.
+	pace := backoff{first: retryFirst, last: besideLast, rand: rand.Float64}
+	var began time.Time
 	for {
 		renew, err := n.reserve(ctx, l.relay)
 		if err != nil {
@@ -204,7 +207,18 @@ func (n *Node) useRelay(ctx context.Context, l *relayLoop, retry *backoff) error
 		stopBeside()
 		beside, stop := context.WithCancel(ctx)
 		stopBeside = stop
-		n.tasks.start(func() { n.dialBeside(beside, l.relay) })
+		var rest time.Duration
+		if time.Since(began) > besideFirst {
+			pace.reset()
+		} else {
+			rest = pace.wait()
+		}
+		began = time.Now()
+		n.tasks.start(func() {
+			if n.nat.look(beside); sleep(beside, rest) {
+				n.dialBeside(beside, l.relay)
+			}
+		})
 		timer := time.NewTimer(renew)
 		had := len(n.paths.links(l.relay))
 	wait:
@@ -273,7 +287,6 @@ func isClockSkew(err error) bool {
 func (n *Node) dialBeside(ctx context.Context, id peer.ID) {
 	again := backoff{first: besideFirst, last: besideLast, rand: rand.Float64}
 	for {
-		n.nat.look(ctx)
 		all := n.dialMissing(ctx, id)
 		n.nat.look(ctx)
 		if all || !sleep(ctx, again.wait()) {

@@ -206,3 +206,27 @@ func TestTCPToARelayComesBackFromTheListenPort(t *testing.T) {
 	eventually(t, "TCP from the listen port again", func() bool { return a.dialMissing(t.Context(), relay.self) && known() })
 	eventually(t, "the others are closed", func() bool { return len(tcp()) == 1 && known() })
 }
+
+// A relay that refuses QUIC as soon as it is there, for a clock is wrong, is reached by TCP.
+func TestARelayThatEndsQUICAtOnceIsDialledByTCP(t *testing.T) {
+	m := newMesh(t)
+	relay, _ := m.relay(Config{})
+	n, err := New(Config{Key: newKey(t), Listen: loopback(), Member: m.isMember, Relays: m.listed})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	m.set(n.self, true)
+	for _, want := range []string{"quic-v1", "tcp"} {
+		if err := n.connectRelay(t.Context(), m.listed()[0]); err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range n.paths.links(relay.self) {
+			if got := transportOf(l.conn.RemoteMultiaddr()); got != want {
+				t.Errorf("dialled by %s, want %s", got, want)
+			}
+			l.conn.Close()
+		}
+		eventually(t, "closed", func() bool { return len(n.paths.links(relay.self)) == 0 })
+	}
+}
