@@ -45,17 +45,15 @@ func TestBulkGoesByTCPBesideQUIC(t *testing.T) {
 	for deadline := time.Now().Add(fwdtest.Limit); ; {
 		w.lab.ForgetFlows()
 		w.transfer(local, fwdtest.Load{Up: 6 * mib, Down: 6 * mib})
-		got := w.carried()
-		if got.tcp > 8*mib {
+		got, path := w.carried(), w.laptop.WaitPath("data", "direct")
+		if got.tcp > 8*mib && strings.Contains(path.Bulk, "/tcp/") { // a busy machine may have lost it again
+			contains(t, path.Transport, "quic-v1")
 			break
 		}
 		if time.Now().After(deadline) {
 			t.Fatalf("bulk still goes %+v", got)
 		}
 	}
-	path := w.laptop.WaitPath("data", "direct")
-	contains(t, path.Transport, "quic-v1")
-	contains(t, path.Bulk, "/tcp/")
 	w.settle(local, func(got ways) bool { return got.udp > got.tcp }) // little goes by the path
 	w.homes[0].BlockTCP()
 	w.transfer(local, fwdtest.Load{Up: 6 * mib, Down: 6 * mib})

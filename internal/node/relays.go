@@ -49,6 +49,8 @@ const (
 	// besideFirst and besideLast bound the wait before the other transport is dialled again. TCP's addresses are free
 	// a minute after a connection that used them has ended (TIME-WAIT, RFC 9293; 60 s in Linux).
 	besideFirst, besideLast = 65 * time.Second, 5 * time.Minute
+	// besideEager is how many losses, one soon after the other, are made good at once.
+	besideEager = 6
 	// retireEvery is how often an old connection to a relay is looked at: circuits move on within a
 	// second or two of a better path.
 	retireEvery = time.Second
@@ -191,9 +193,11 @@ func (n *Node) useRelay(ctx context.Context, l *relayLoop, retry *backoff) error
 	defer stopWake()
 	stopBeside := func() {}
 	defer func() { stopBeside() }()
-	// A connection that is refused once it is there, as QUIC's where a clock is wrong, is a loss, too.
-	pace := backoff{first: retryFirst, last: besideLast, rand: rand.Float64}
+	// A connection that is refused once it is there is a loss, too: a new member's a few times, until the relay knows of
+	// it; QUIC's, where a clock is wrong, for good.
+	pace := backoff{first: time.Second, last: besideLast, rand: rand.Float64}
 	var began time.Time
+	var losses int // one soon after the other
 	for {
 		renew, err := n.reserve(ctx, l.relay)
 		if err != nil {
@@ -208,9 +212,11 @@ func (n *Node) useRelay(ctx context.Context, l *relayLoop, retry *backoff) error
 		beside, stop := context.WithCancel(ctx)
 		stopBeside = stop
 		var rest time.Duration
-		if time.Since(began) > besideFirst {
+		if losses++; time.Since(began) > besideFirst {
 			pace.reset()
-		} else {
+			losses = 0
+		}
+		if losses > besideEager {
 			rest = pace.wait()
 		}
 		began = time.Now()
