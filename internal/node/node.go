@@ -189,7 +189,7 @@ func New(cfg Config) (*Node, error) {
 	}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.network.begin(n.ctx)
-	n.dials.failed, n.dials.made = make(map[peer.ID]int), make(map[peer.ID]time.Time)
+	n.dials.failed = make(map[peer.ID]int)
 	n.addrs = &addresses{announce: cfg.Announce}
 	var err error
 	if cfg.Mapping {

@@ -25,9 +25,8 @@ type relayDials struct {
 	running singleflight.Group
 
 	mu     sync.Mutex
-	failed map[peer.ID]int       // in a row
-	made   map[peer.ID]time.Time // when the last one led to a connection
-	doubt  time.Time             // when the relays were last asked anew
+	failed map[peer.ID]int // in a row
+	doubt  time.Time       // when the relays were last asked anew
 
 	waiting bool // somebody is about to
 }
@@ -52,37 +51,13 @@ func (n *Node) dialRelay(relay peer.AddrInfo) error {
 	n.parts.host.Peerstore().AddAddrs(relay.ID, relay.Addrs, knownFor)
 	// After an outage the swarm would refuse to dial for up to 5 min.
 	n.parts.swarm.Backoff().Clear(relay.ID)
-	err := errNoTCP
-	if n.dials.refused(relay.ID) {
-		err = n.dialRelayTCP(ctx, relay)
-	}
-	if err != nil {
-		_, err = n.parts.swarm.DialPeer(network.WithForceDirectDial(ctx, "relay"), relay.ID)
-	}
+	_, err := n.parts.swarm.DialPeer(network.WithForceDirectDial(ctx, "relay"), relay.ID)
 	n.dials.mu.Lock()
 	defer n.dials.mu.Unlock()
 	if n.dials.failed[relay.ID]++; err == nil {
 		delete(n.dials.failed, relay.ID)
-		n.dials.made[relay.ID] = time.Now()
 	}
 	return err
-}
-
-// refused says whether the last dial led to a connection that was ended at once. QUIC's are there before the far side has
-// looked at our certificate; where a clock is wrong they are refused then, each time before TCP had its turn.
-func (d *relayDials) refused(relay peer.ID) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return time.Since(d.made[relay]) < time.Second
-}
-
-func (n *Node) dialRelayTCP(ctx context.Context, relay peer.AddrInfo) error {
-	for _, a := range relay.Addrs {
-		if a, _ = peer.SplitAddr(a); len(a) > 0 && transportOf(a) == "tcp" && n.dialDirect(ctx, relay.ID, a) == nil {
-			return nil
-		}
-	}
-	return errNoTCP
 }
 
 func (d *relayDials) patience(relay peer.ID) time.Duration {

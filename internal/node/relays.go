@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
-	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -16,7 +15,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	circuit "github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/client"
 	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/proto"
-	"github.com/libp2p/go-reuseport"
 	ma "github.com/multiformats/go-multiaddr"
 	madns "github.com/multiformats/go-multiaddr-dns"
 )
@@ -27,7 +25,7 @@ import (
 //  1. connect, and take one of the places (wantRelays): the relays that answer first get them, the
 //     others wait for a place to become free
 //  2. exchange rosters (BeforeReserve), reserve
-//  3. dial the other transport too, so that both our UDP and our TCP mapping are known, and again until it is there
+//  3. dial the other transport too, so that both our UDP and our TCP mapping are known
 //  4. renew in time; after any loss of a connection look, and reserve again
 //  5. after a failure give the place up, wait, and start again
 
@@ -46,11 +44,8 @@ const (
 	// default (circuitv2/relay/resources.go).
 	renewUnknown = 20 * time.Minute
 	renewAtLeast = time.Minute
-	// besideFirst and besideLast bound the wait before the other transport is dialled again. TCP's addresses are free
-	// a minute after a connection that used them has ended (TIME-WAIT, RFC 9293; 60 s in Linux).
-	besideFirst, besideLast = 65 * time.Second, 5 * time.Minute
-	// besideEager is how many losses, one soon after the other, are made good at once.
-	besideEager = 6
+	// besideRetry is how long a failed dial of the other transport rests.
+	besideRetry = 5 * time.Minute
 	// retireEvery is how often an old connection to a relay is looked at: circuits move on within a
 	// second or two of a better path.
 	retireEvery = time.Second
@@ -191,13 +186,7 @@ func (n *Node) useRelay(ctx context.Context, l *relayLoop, retry *backoff) error
 	defer stop()
 	wake, stopWake := n.wake.listen()
 	defer stopWake()
-	stopBeside := func() {}
-	defer func() { stopBeside() }()
-	// A connection that is refused once it is there is a loss, too: a new member's a few times, until the relay knows of
-	// it; QUIC's, where a clock is wrong, for good.
-	pace := backoff{first: time.Second, last: besideLast, rand: rand.Float64}
-	var began time.Time
-	var losses int // one soon after the other
+	var besideAfter time.Time
 	for {
 		renew, err := n.reserve(ctx, l.relay)
 		if err != nil {
@@ -208,23 +197,10 @@ func (n *Node) useRelay(ctx context.Context, l *relayLoop, retry *backoff) error
 		retry.reset()
 		n.setLoop(l, true, true)
 		n.log.Debug("reserved", "relay", l.relay, "for", renew)
-		stopBeside()
-		beside, stop := context.WithCancel(ctx)
-		stopBeside = stop
-		var rest time.Duration
-		if losses++; time.Since(began) > besideFirst {
-			pace.reset()
-			losses = 0
+		if time.Now().After(besideAfter) {
+			besideAfter = time.Now().Add(besideRetry)
+			n.tasks.start(func() { n.dialBeside(ctx, l.relay) })
 		}
-		if losses > besideEager {
-			rest = pace.wait()
-		}
-		began = time.Now()
-		n.tasks.start(func() {
-			if n.nat.look(beside); sleep(beside, rest) {
-				n.dialBeside(beside, l.relay)
-			}
-		})
 		timer := time.NewTimer(renew)
 		had := len(n.paths.links(l.relay))
 	wait:
@@ -235,6 +211,7 @@ func (n *Node) useRelay(ctx context.Context, l *relayLoop, retry *backoff) error
 			case what := <-wake:
 				if what&networkChanged != 0 {
 					n.renewLinks(ctx, l.relay)
+					besideAfter = time.Time{}
 					break wait
 				}
 			case <-news:
@@ -249,6 +226,7 @@ func (n *Node) useRelay(ctx context.Context, l *relayLoop, retry *backoff) error
 				if !n.checkLinks(l.relay) {
 					return errors.New("connection lost")
 				}
+				besideAfter = time.Time{}
 				break wait
 			case <-ctx.Done():
 				timer.Stop()
@@ -289,70 +267,37 @@ func isClockSkew(err error) bool {
 
 // dialBeside dials the relay by the transports that it is not connected by yet, from the listen ports,
 // and over IPv4 even if it is reached by IPv6: nobody knows else at which addresses our ports are mapped.
-// It tries again until all are there, or ctx ends.
 func (n *Node) dialBeside(ctx context.Context, id peer.ID) {
-	again := backoff{first: besideFirst, last: besideLast, rand: rand.Float64}
-	for {
-		all := n.dialMissing(ctx, id)
-		n.nat.look(ctx)
-		if all || !sleep(ctx, again.wait()) {
-			return
-		}
-	}
-}
-
-// dialMissing says whether, in the end, there are connections by all transports.
-func (n *Node) dialMissing(ctx context.Context, id peer.ID) bool {
 	relay, ok := n.relayInfo(id)
 	if !ok {
-		return true
+		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, reserveWithin)
+	n.nat.look(ctx)
+	dialling, cancel := context.WithTimeout(ctx, reserveWithin)
 	defer cancel()
 	var dials sync.WaitGroup
-	var missing atomic.Bool
 	for _, transport := range []string{"quic-v1", "tcp"} {
 		dials.Go(func() {
-			for _, a := range n.resolved(ctx, relay.Addrs, transport) {
-				links := func() []*link {
-					return slices.DeleteFunc(n.paths.links(id), func(l *link) bool { return !by(l, transport, isIPv4(a)) })
+			for _, a := range n.resolved(dialling, relay.Addrs, transport) {
+				if n.connectedBy(id, transport, isIPv4(a)) {
+					continue
 				}
-				before := links()
-				if !slices.ContainsFunc(before, n.tellsPort) {
-					if err := n.dialDirect(ctx, id, a); err != nil {
-						n.log.Debug("no further connection to the relay", "relay", id, "addr", a, "err", err)
-						missing.Store(true)
-						continue
-					}
+				if err := n.dialDirect(dialling, id, a); err != nil {
+					n.log.Debug("no further connection to the relay", "relay", id, "addr", a, "err", err)
 				}
-				after := links()
-				known := slices.ContainsFunc(after, n.tellsPort)
-				if !known {
-					missing.Store(true)
-				}
-				n.retire(slices.DeleteFunc(after, func(l *link) bool { // all but what is kept
-					return known && n.tellsPort(l) || !known && (len(before) == 0 || slices.Contains(before, l))
-				}))
 			}
 		})
 	}
 	dials.Wait()
-	return !missing.Load()
+	n.nat.look(ctx)
 }
 
-// tellsPort says whether a relay sees on l where our listen port is mapped. TCP is dialled from another port while the
-// system keeps the addresses of a connection that has ended; then it cannot be punched. Where it never can be otherwise,
-// as through a proxy, any port will do.
-func (n *Node) tellsPort(l *link) bool {
-	at := l.conn.RemoteMultiaddr()
-	return l.quic || n.addrs.ownPort(l.conn) || !reuseport.Available() ||
-		n.cfg.Proxy != nil && n.cfg.Proxy(net.JoinHostPort(hostOf(at), portOf(at))) != nil
-}
-
-// by says whether l is a direct connection by that transport, with v4 over IPv4.
-func by(l *link, transport string, v4 bool) bool {
-	a := l.conn.RemoteMultiaddr()
-	return l.direct() && transportOf(a) == transport && (!v4 || isIPv4(a))
+// connectedBy says whether there is a connection to p by a transport, with v4 over IPv4.
+func (n *Node) connectedBy(p peer.ID, transport string, v4 bool) bool {
+	return slices.ContainsFunc(n.paths.links(p), func(l *link) bool {
+		a := l.conn.RemoteMultiaddr()
+		return l.direct() && transportOf(a) == transport && (!v4 || isIPv4(a))
+	})
 }
 
 // resolved are the IP addresses of one transport behind a relay's addresses, IPv4 first.

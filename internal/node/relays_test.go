@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"io"
-	"slices"
 	"testing"
 	"time"
 
@@ -130,7 +129,7 @@ func TestBulkByRelayGoesByTCPWhereBothHaveIt(t *testing.T) {
 	})
 	for _, n := range []*Node{a, b} {
 		eventually(t, "QUIC and TCP connections to the relay", func() bool {
-			return reserved(n, 1)() && slices.ContainsFunc(n.paths.links(relay.self), func(l *link) bool { return by(l, "quic-v1", true) }) && n.paths.tcp(relay.self) != nil
+			return reserved(n, 1)() && n.connectedBy(relay.self, "quic-v1", true) && n.paths.tcp(relay.self) != nil
 		})
 	}
 	changes, stop := a.Watch()
@@ -183,50 +182,5 @@ func TestNobodyIsToldOfAddressesBeforeServe(t *testing.T) {
 	}
 	if len(told) > 0 {
 		t.Error("told before Serve")
-	}
-}
-
-// The system keeps the addresses of a TCP connection that has ended for a minute (here, on loopback, a second), and the
-// next one is from another port, of which no punch can be made.
-func TestTCPToARelayComesBackFromTheListenPort(t *testing.T) {
-	m := newMesh(t)
-	relay, _ := m.relay(Config{})
-	a := m.join(Config{})
-	tcp := func() []*link {
-		return slices.DeleteFunc(a.paths.links(relay.self), func(l *link) bool { return !by(l, "tcp", true) })
-	}
-	known := func() bool { return slices.ContainsFunc(tcp(), a.tellsPort) }
-	eventually(t, "TCP from the listen port", known)
-	for range 3 {
-		for _, l := range tcp() {
-			l.conn.Close()
-		}
-		eventually(t, "TCP again", func() bool { return len(tcp()) > 0 })
-	}
-	eventually(t, "TCP from the listen port again", func() bool { return a.dialMissing(t.Context(), relay.self) && known() })
-	eventually(t, "the others are closed", func() bool { return len(tcp()) == 1 && known() })
-}
-
-// A relay that refuses QUIC as soon as it is there, for a clock is wrong, is reached by TCP.
-func TestARelayThatEndsQUICAtOnceIsDialledByTCP(t *testing.T) {
-	m := newMesh(t)
-	relay, _ := m.relay(Config{})
-	n, err := New(Config{Key: newKey(t), Listen: loopback(), Member: m.isMember, Relays: m.listed})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer n.Close()
-	m.set(n.self, true)
-	for _, want := range []string{"quic-v1", "tcp"} {
-		if err := n.connectRelay(t.Context(), m.listed()[0]); err != nil {
-			t.Fatal(err)
-		}
-		for _, l := range n.paths.links(relay.self) {
-			if got := transportOf(l.conn.RemoteMultiaddr()); got != want {
-				t.Errorf("dialled by %s, want %s", got, want)
-			}
-			l.conn.Close()
-		}
-		eventually(t, "closed", func() bool { return len(n.paths.links(relay.self)) == 0 })
 	}
 }
