@@ -308,15 +308,7 @@ func TestNothingComesAfterAnEnd(t *testing.T) {
 		defer l.close()
 		w := l.entryWire()
 		go w.drain()
-		w.begin(1)
-		in, err := l.e.Accept(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := in.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := l.accepted(w)
 		w.say(message{muxData, muxFIN, 1, 1}, 'x')
 		if b, err := io.ReadAll(c); string(b) != "x" || err != nil {
 			t.Fatalf("%q, %v", b, err)

@@ -314,8 +314,9 @@ func (l *lane) switchLocked(s Stream, offset uint64, rtt time.Duration) *attachm
 	a := &attachment{l: l, s: s, done: make(chan struct{}), buf: make([]byte, readBuffer)}
 	a.wake.L = &l.mu
 	l.link.rtts[l.index].Store(0)
-	if a.measured(rtt); rtt == 0 {
-		a.pingLocked(l.link.e.now())
+	a.measured(rtt)
+	if rtt == 0 {
+		a.pingLocked(l.link.e.now()) // the sessions' windows depend on it
 	}
 	a.resend = l.sent - min(offset, l.sent)
 	l.resent += a.resend

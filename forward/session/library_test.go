@@ -140,6 +140,21 @@ func (l *lab) entryWire() *wire {
 	return newWire(a)
 }
 
+// accepted begins w's first session and has the exit accept it.
+func (l *lab) accepted(w *wire) *Conn {
+	l.t.Helper()
+	w.begin(1)
+	in, err := l.e.Accept(l.t.Context())
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	c, err := in.Accept()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return c
+}
+
 // exitWires has C attach its lanes to an exit that is not ours.
 func (l *lab) exitWires() <-chan *wire {
 	ws := make(chan *wire, maxLanes)

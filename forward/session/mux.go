@@ -3,7 +3,6 @@ package session
 import (
 	"encoding/binary"
 	"fmt"
-	"time"
 )
 
 // Inside a lane runs yamux, each session a stream of it (docs/session.md, "Inside a lane"). It is spoken here and not by
@@ -17,15 +16,14 @@ import (
 // Messages without data (credit, FIN, RST) go into the ring at once, room or not: a session has only a few.
 
 const (
-	maxSessions = 16384                 // a lane's incoming streams
-	backlog     = 4096                  // of them not yet accepted; an entry has no more of them unanswered
-	yamuxWindow = 256 << 10             // bytes of a session on their way before its exit has accepted it: what yamux begins with
-	firstWindow = 2 << 20               // the same then: 100 Mbit/s at 150 ms; with less BBR takes the window for the line
-	maxWindow   = 32 << 20              // the same at most; like maxRing, 1.3 Gbit/s at 200 ms
-	creditParts = 8                     // of a window: the peer gets credit for each
-	muxHeader   = 12                    // bytes before a message's data
-	rateOver    = 10 * time.Millisecond // over which a session's rate is taken, at least: a busy machine reads in bursts
-	muxMessage  = 60 << 10              // bytes of a whole message; with all heads it fits one frame of a libp2p muxer (64 KiB) or Noise (65 519)
+	maxSessions = 16384     // a lane's incoming streams
+	backlog     = 4096      // of them not yet accepted; an entry has no more of them unanswered
+	yamuxWindow = 256 << 10 // bytes of a session on their way before its exit has accepted it: what yamux begins with
+	firstWindow = 2 << 20   // the same then: 100 Mbit/s at 150 ms; with less BBR takes the window for the line
+	maxWindow   = 32 << 20  // the same at most; like maxRing, 1.3 Gbit/s at 200 ms
+	creditParts = 8         // of a window: the peer gets credit for each
+	muxHeader   = 12        // bytes before a message's data
+	muxMessage  = 60 << 10  // bytes of a whole message; with all heads it fits one frame of a libp2p muxer (64 KiB) or Noise (65 519)
 	muxPayload  = muxMessage - muxHeader
 
 	// mostControl: bytes of messages without data since the peer last acknowledged something; 16 384 sessions may all come

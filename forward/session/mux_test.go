@@ -100,15 +100,7 @@ func TestStreamsBeyondTheLimitsAreResetAlone(t *testing.T) {
 					}
 					return false
 				})
-				w.begin(1)
-				in, err := l.e.Accept(t.Context())
-				if err != nil {
-					t.Fatal(err)
-				}
-				c, err := in.Accept()
-				if err != nil {
-					t.Fatal(err)
-				}
+				c := l.accepted(w)
 				synctest.Wait()
 				full(c.lane, w)
 				w.say(message{muxWindow, muxSYN, 3, 0}) // the last that fits
@@ -143,15 +135,7 @@ func TestAPeerThatPingsAndAcknowledgesNothingIsEnded(t *testing.T) {
 		w := l.entryWire()
 		w.deaf = true
 		go w.drain()
-		w.begin(1)
-		in, err := l.e.Accept(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := in.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := l.accepted(w)
 		w.say(message{muxWindow, 0, 1, 1 << 30})
 		ended := make(chan error, 1)
 		go func() { _, err := io.Copy(onlyWriter{c}, &numbers{}); ended <- err }()

@@ -249,29 +249,41 @@ func (c *Conn) awaitLocked(wanted int) error {
 }
 
 // spentLocked says how much credit the peer is to get for n bytes that were read: in small parts of a window, so that it
-// need not wait for them where a line holds most of one. A window half of which is read in four round trips may be what
-// limits the peer, and doubles.
+// need not wait for them where a line holds most of one.
 func (c *Conn) spentLocked(n int) (credit int64) {
 	c.spent += int64(n)
 	c.round += int64(n)
 	if c.spent < c.window/creditParts || c.off || c.ended {
 		return 0
 	}
-	credit = c.spent
-	if c.round >= c.window/2 {
-		now := time.Now()
-		if took := now.Sub(c.rounded); took >= rateOver {
-			perFour := float64(c.round) * 4 * float64(c.lane.link.rtt()) / float64(took)
-			if c.window < maxWindow && perFour >= float64(c.window/2) && c.inbox.mem.reserveWindow(c.window) {
-				credit += c.window
-				c.window *= 2
-			}
-			c.round, c.rounded = 0, now
-		}
-	}
+	credit = c.spent + c.widenLocked()
 	c.spent = 0
 	c.allowed += credit
 	return credit
+}
+
+// rateOver is the least time over which a session's rate is taken: a busy machine reads in bursts.
+const rateOver = 10 * time.Millisecond
+
+// widenLocked doubles a window half of which is read in four round trips, for it may be what limits the peer, and says by
+// how much it has grown.
+func (c *Conn) widenLocked() (more int64) {
+	if c.round < c.window/2 {
+		return 0
+	}
+	now := time.Now()
+	took := now.Sub(c.rounded)
+	if took < rateOver {
+		return 0
+	}
+	inFour := float64(c.round) * 4 * float64(c.lane.link.rtt()) / float64(took)
+	c.round, c.rounded = 0, now
+	if c.window >= maxWindow || inFour < float64(c.window/2) || !c.inbox.mem.reserveWindow(c.window) {
+		return 0
+	}
+	more = c.window
+	c.window *= 2
+	return more
 }
 
 // grant gives the peer credit, if there is any.
@@ -283,8 +295,5 @@ func (l *lane) grant(c *Conn, credit int64) {
 	defer l.mu.Unlock()
 	if !c.over {
 		l.controlLocked(message{muxWindow, 0, c.stream, uint32(credit)}, true)
-	}
-	if a := l.cur; a != nil && l.link.rtts[l.index].Load() == 0 && a.asked.Load() == 0 {
-		a.pingLocked(l.link.e.now()) // the next window depends on it
 	}
 }

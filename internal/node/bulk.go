@@ -124,12 +124,11 @@ func (n *Node) seekBeside(p peer.ID, kind PathKind) {
 	}
 	s := &search{at: time.Now(), busy: true, network: in, relay: best.relay, noTCP: last != nil && last.noTCP}
 	ps.beside[p] = s
-	direct, relay := best.direct(), best.relay
 	n.tasks.start(func() {
-		if direct {
+		if best.direct() {
 			n.seekTCP(in, p)
 		} else {
-			n.seekCircuit(in, p, relay)
+			n.seekCircuit(in, p, best.relay)
 		}
 		ps.mu.Lock()
 		defer ps.mu.Unlock()
