@@ -295,6 +295,7 @@ func (v *natView) askTCP(l *link, r reflected) {
 		return
 	}
 	defer c.Close()
+	c.(*net.TCPConn).SetLinger(0) // else our port cannot ask there again for a minute (TIME-WAIT)
 	defer context.AfterFunc(ctx, func() { c.Close() })()
 	ask := newQuestion(r.token, answerOnly, 0)
 	c.Write(ask.data)

@@ -344,54 +344,76 @@ func (n *Node) redial(ctx context.Context, id peer.ID, done func()) {
 	defer done()
 	old := n.paths.links(id)
 	relay, _ := n.relayInfo(id)
+	network := n.network.ctx()
 	ctx, cancel := context.WithTimeout(ctx, reserveWithin)
 	defer cancel()
-	defer context.AfterFunc(n.network.ctx(), cancel)()
-	dial := func(fits func(ma.Multiaddr) bool) (ok bool) {
-		for _, a := range relay.Addrs {
-			if a, _ = peer.SplitAddr(a); len(a) > 0 && !ok && fits(a) {
-				ok = n.dialDirect(ctx, id, a) == nil
-			}
-		}
-		return ok
-	}
+	defer context.AfterFunc(network, cancel)()
 	var wg sync.WaitGroup
 	var any atomic.Bool
 	for _, transport := range []string{"quic-v1", "tcp"} {
 		wg.Go(func() {
-			if !dial(func(a ma.Multiaddr) bool { return transportOf(a) == transport && !isWeb(a) }) {
+			fits := func(a ma.Multiaddr) bool { return transportOf(a) == transport && !isWeb(a) }
+			if !n.dialAny(ctx, relay, fits) {
 				return
 			}
 			any.Store(true)
 			done()
-			n.retire(slices.DeleteFunc(slices.Clone(old), func(l *link) bool {
-				return transportOf(l.conn.RemoteMultiaddr()) != transport
-			}))
+			n.tasks.start(func() {
+				n.retire(slices.DeleteFunc(slices.Clone(old), func(l *link) bool {
+					return transportOf(l.conn.RemoteMultiaddr()) != transport
+				}))
+				if transport == "tcp" {
+					n.backToPort(network, relay, fits)
+				}
+			})
 		})
 	}
 	wg.Wait()
 	if !any.Load() {
-		dial(isWeb) // only where nothing else gets out
+		n.dialAny(ctx, relay, isWeb) // only where nothing else gets out
+	}
+}
+
+// dialAny dials a relay's addresses that fit until one answers.
+func (n *Node) dialAny(ctx context.Context, relay peer.AddrInfo, fits func(ma.Multiaddr) bool) bool {
+	return slices.ContainsFunc(relay.Addrs, func(a ma.Multiaddr) bool {
+		a, _ = peer.SplitAddr(a)
+		return len(a) > 0 && fits(a) && n.dialDirect(ctx, relay.ID, a) == nil
+	})
+}
+
+// backToPort dials a relay by TCP once more if that was dialled while an old connection held the listen port's place:
+// the new one came from another port then, and what the relay sees of such a port no punch can use.
+func (n *Node) backToPort(ctx context.Context, relay peer.AddrInfo, fits func(ma.Multiaddr) bool) {
+	links := slices.DeleteFunc(n.paths.links(relay.ID), func(l *link) bool {
+		return l.conn.IsClosed() || !l.direct() || !fits(l.conn.RemoteMultiaddr())
+	})
+	if slices.ContainsFunc(links, func(l *link) bool { return n.addrs.ownPort(l.conn) }) {
+		return
+	}
+	dialling, cancel := context.WithTimeout(ctx, reserveWithin)
+	defer cancel()
+	if n.dialAny(dialling, relay, fits) {
+		n.nat.look(ctx)
+		n.retire(links)
 	}
 }
 
 // retire closes connections to a relay as soon as they carry no circuit. What goes on at once on the new
 // ones, a reservation among it, may still be made over an old one.
 func (n *Node) retire(old []*link) {
-	n.tasks.start(func() {
-		for {
-			old = slices.DeleteFunc(old, func(l *link) bool {
-				if !l.conn.IsClosed() && carriesCircuit(l.conn) {
-					return false
-				}
-				l.conn.Close()
-				return true
-			})
-			if len(old) == 0 || !sleep(n.ctx, retireEvery) {
-				return
+	for {
+		old = slices.DeleteFunc(old, func(l *link) bool {
+			if !l.conn.IsClosed() && carriesCircuit(l.conn) {
+				return false
 			}
+			l.conn.Close()
+			return true
+		})
+		if len(old) == 0 || !sleep(n.ctx, retireEvery) {
+			return
 		}
-	})
+	}
 }
 
 // carriesCircuit says whether c carries a circuit, or a reservation is being made over it.

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"io"
+	"slices"
 	"testing"
 	"time"
 
@@ -182,5 +183,27 @@ func TestNobodyIsToldOfAddressesBeforeServe(t *testing.T) {
 	}
 	if len(told) > 0 {
 		t.Error("told before Serve")
+	}
+}
+
+// A change of network leaves most machines their address, and a TCP connection to a relay alive that holds the listen
+// port's place: the one that takes over came from another port, of which no punch can be made.
+func TestTCPToARelayComesFromTheListenPortAfterAChangeOfNetwork(t *testing.T) {
+	m := newMesh(t)
+	relay, _ := m.relay(Config{})
+	a := m.join(Config{})
+	var old []*link
+	fresh := func() bool {
+		tcp := slices.DeleteFunc(a.paths.links(relay.self), func(l *link) bool { return transportOf(l.conn.RemoteMultiaddr()) != "tcp" })
+		if len(tcp) != 1 || slices.Contains(old, tcp[0]) || !a.addrs.ownPort(tcp[0].conn) {
+			return false
+		}
+		old = tcp
+		return true
+	}
+	eventually(t, "TCP from the listen port", fresh)
+	for range 3 {
+		a.NetworkChanged()
+		eventually(t, "another, from there, and no other", fresh)
 	}
 }
