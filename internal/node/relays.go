@@ -44,7 +44,7 @@ const (
 	// default (circuitv2/relay/resources.go).
 	renewUnknown = 20 * time.Minute
 	renewAtLeast = time.Minute
-	// besideRetry is how long a failed dial of the other transport rests.
+	// besideRetry is how long a failed dial of the other transport rests, and the most that one rests after a loss.
 	besideRetry = 5 * time.Minute
 	// retireEvery is how often an old connection to a relay is looked at: circuits move on within a
 	// second or two of a better path.
@@ -186,10 +186,18 @@ func (n *Node) useRelay(ctx context.Context, l *relayLoop, retry *backoff) error
 	defer stop()
 	wake, stopWake := n.wake.listen()
 	defer stopWake()
-	var besideAfter time.Time
+	dialBeside := func() { n.tasks.start(func() { n.dialBeside(ctx, l.relay) }) }
+	var dialled time.Time // beside, last
+	beside := time.NewTimer(0)
+	defer beside.Stop()
+	pace := backoff{first: retryFirst, last: besideRetry, rand: rand.Float64}
 	for {
 		renew, err := n.reserve(ctx, l.relay)
 		if err != nil {
+			if dialled.IsZero() {
+				// What connects may be refused a round trip later, as QUIC is where a clock is wrong.
+				dialBeside()
+			}
 			// A connection that looked alive may be the reason.
 			n.checkLinks(l.relay)
 			return err
@@ -197,21 +205,24 @@ func (n *Node) useRelay(ctx context.Context, l *relayLoop, retry *backoff) error
 		retry.reset()
 		n.setLoop(l, true, true)
 		n.log.Debug("reserved", "relay", l.relay, "for", renew)
-		if time.Now().After(besideAfter) {
-			besideAfter = time.Now().Add(besideRetry)
-			n.tasks.start(func() { n.dialBeside(ctx, l.relay) })
-		}
 		timer := time.NewTimer(renew)
 		had := len(n.paths.links(l.relay))
 	wait:
 		for {
 			select {
 			case <-timer.C:
+				if time.Since(dialled) > besideRetry {
+					beside.Reset(0)
+				}
 				break wait
+			case <-beside.C:
+				dialled = time.Now()
+				dialBeside()
 			case what := <-wake:
 				if what&networkChanged != 0 {
 					n.renewLinks(ctx, l.relay)
-					besideAfter = time.Time{}
+					pace.reset()
+					beside.Reset(0)
 					break wait
 				}
 			case <-news:
@@ -226,7 +237,11 @@ func (n *Node) useRelay(ctx context.Context, l *relayLoop, retry *backoff) error
 				if !n.checkLinks(l.relay) {
 					return errors.New("connection lost")
 				}
-				besideAfter = time.Time{}
+				// Every loss may be that of what was just dialled.
+				if time.Since(dialled) > besideRetry {
+					pace.reset()
+				}
+				beside.Reset(pace.wait())
 				break wait
 			case <-ctx.Done():
 				timer.Stop()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -206,4 +207,29 @@ func TestTCPToARelayComesFromTheListenPortAfterAChangeOfNetwork(t *testing.T) {
 		a.NetworkChanged()
 		eventually(t, "another, from there, and no other", fresh)
 	}
+}
+
+// A machine whose clock is fast takes a QUIC connection for made that the relay is about to refuse, for it looks at the
+// certificate a round trip later.
+func TestARelayThatEndsQUICIsUsedByTCPAndSeldomDialled(t *testing.T) {
+	m := newMesh(t)
+	relay, _ := m.relay(Config{})
+	var ended atomic.Int64 // when the last one was, in Unix ns
+	relay.Host().Network().Notify(&network.NotifyBundle{ConnectedF: func(_ network.Network, c network.Conn) {
+		if transportOf(c.LocalMultiaddr()) == "quic-v1" {
+			ended.Store(time.Now().UnixNano())
+			c.Close()
+		}
+	}})
+	a := m.join(Config{})
+	tcp := func() *link { return a.paths.tcp(relay.self) }
+	for range 3 {
+		eventually(t, "reserved", func() bool { return tcp() != nil && reserved(a, 1)() })
+		tcp().conn.Close()
+		eventually(t, "lost", func() bool { return !reserved(a, 1)() })
+	}
+	eventually(t, "reserved again", reserved(a, 1))
+	eventually(t, "not dialled by QUIC for two seconds", func() bool {
+		return time.Since(time.Unix(0, ended.Load())) > 2*time.Second
+	})
 }
