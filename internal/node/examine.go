@@ -17,7 +17,7 @@ import (
 )
 
 // Examination: what our NAT makes of packets, shown by the relays' UDP reflectors. One takes at most
-// 20 packets (IPv4; IPv6 is not translated):
+// 20 packets (IPv4; IPv6 is not translated), and 3 more where the second relay of step 3 is seen later:
 //
 //  1. from the QUIC port, to a second port of the relay: another address than by the QUIC connection to
 //     its first port means that the mapping depends on the destination (1 packet, up to 3 if lost), and
@@ -43,6 +43,7 @@ const (
 type examination struct {
 	at        time.Time
 	observed  netip.AddrPort // of the QUIC port, by the connection
+	alone     bool           // there was one relay to ask
 	mapping   punch.Mapping
 	ports     punch.Ports
 	filtering punch.Filtering
@@ -84,9 +85,12 @@ func (v *natView) examine(seen map[*link]observation) (mapped <-chan struct{}) {
 	defer v.mu.Unlock()
 	at := points(seen)
 	if e := v.exam; e != nil && (len(at) == 0 || time.Since(e.at) < examineEvery && anyObserved(at, e.observed)) {
+		if e.alone && len(at) > 1 {
+			e.alone = !v.node.tasks.start(func() { v.runFilter(e, at) })
+		}
 		return e.mapped
 	}
-	e := &examination{at: time.Now(), mapped: make(chan struct{}), done: make(chan struct{})}
+	e := &examination{at: time.Now(), alone: len(at) == 1, mapped: make(chan struct{}), done: make(chan struct{})}
 	if len(at) == 0 {
 		close(e.mapped)
 		return e.mapped
@@ -179,6 +183,30 @@ func (v *natView) run(e *examination, at []point) {
 	e.filtering = filtering
 	v.mu.Unlock()
 	v.node.log.Debug("NAT examined", "mapping", e.mapping, "ports", e.ports, "filtering", filtering, "samples", samples, "observed", e.observed, "main", main)
+}
+
+// runFilter is step 3, for which there was no second relay when the rest was done.
+func (v *natView) runFilter(e *examination, at []point) {
+	<-e.done
+	ctx, cancel := context.WithTimeout(v.node.ctx, observeWithin)
+	defer cancel()
+	v.mu.Lock()
+	filtering := e.filtering
+	v.mu.Unlock()
+	if filtering != punch.SameAddress {
+		return
+	}
+	s, mapped, err := freshVia(ctx, at[0])
+	if err != nil {
+		return
+	}
+	defer s.Close()
+	if v.letsAnybodyIn(ctx, at[1], s, mapped) {
+		v.mu.Lock()
+		e.filtering = punch.Anybody
+		v.mu.Unlock()
+		v.node.log.Debug("NAT lets anybody in")
+	}
 }
 
 // freshAnswer is what one fresh socket heard.
@@ -335,16 +363,20 @@ func (v *natView) fresh(ctx context.Context, seen map[*link]observation) (*fresh
 	if len(at) == 0 {
 		return nil, netip.AddrPort{}, errors.New("no relay reflects by UDP")
 	}
+	return freshVia(ctx, at[0])
+}
+
+func freshVia(ctx context.Context, at point) (*freshSocket, netip.AddrPort, error) {
 	s, err := newFreshSocket()
 	if err != nil {
 		return nil, netip.AddrPort{}, err
 	}
-	ask := newQuestion(at[0].token, answerOnly, 0)
-	s.Send(ask.data, at[0].to, 0)
-	a := awaitFresh(ctx, s, ask, at[0])
+	ask := newQuestion(at.token, answerOnly, 0)
+	s.Send(ask.data, at.to, 0)
+	a := awaitFresh(ctx, s, ask, at)
 	if !a.seen.IsValid() {
 		s.Close()
-		return nil, netip.AddrPort{}, fmt.Errorf("no answer from the relay's reflector at %s", at[0].to)
+		return nil, netip.AddrPort{}, fmt.Errorf("no answer from the relay's reflector at %s", at.to)
 	}
 	s.SetReadDeadline(time.Time{}) // the answer's
 	return s, a.seen, nil

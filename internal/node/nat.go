@@ -37,10 +37,11 @@ type NATReport struct {
 
 // natView remembers how the relays see each of our connections to them.
 type natView struct {
-	node *Node
-	mu   sync.Mutex
-	seen map[*link]observation
-	exam *examination // the latest
+	node   *Node
+	mu     sync.Mutex
+	seen   map[*link]observation
+	asking map[*link]chan struct{} // closed when the relay has answered
+	exam   *examination            // the latest
 }
 
 type observation struct {
@@ -70,7 +71,9 @@ func (n *Node) ClockOff() (behind time.Duration, ok bool) {
 	return offs[len(offs)/2], true
 }
 
-func newNATView(n *Node) *natView { return &natView{node: n, seen: make(map[*link]observation)} }
+func newNATView(n *Node) *natView {
+	return &natView{node: n, seen: make(map[*link]observation), asking: make(map[*link]chan struct{})}
+}
 
 // forget drops what was seen in another network.
 func (v *natView) forget() {
@@ -93,25 +96,12 @@ func (v *natView) refresh(ctx context.Context) map[*link]observation {
 	}
 	links = newest(links)
 	var wg sync.WaitGroup
-	now := time.Now()
 	for _, l := range links {
-		v.mu.Lock()
-		known, ok := v.seen[l]
-		v.mu.Unlock()
-		if ok && now.Sub(known.at) < observedFor {
-			continue
-		}
 		wg.Go(func() {
-			answer, err := observe(ctx, l.conn)
-			if err != nil {
-				v.node.log.Debug("relay does not say how it sees us", "relay", l.conn.RemotePeer(), "err", err)
-				return
+			select {
+			case <-v.ask(l):
+			case <-ctx.Done():
 			}
-			v.node.log.Debug("seen by a relay", "relay", l.conn.RemoteMultiaddr(), "at", answer.addr)
-			v.mu.Lock()
-			v.seen[l] = observation{reflected: answer, at: now}
-			v.mu.Unlock()
-			v.node.tasks.start(func() { v.askTCP(l, answer) }) // nobody waits: where that port is closed it takes long
 		})
 	}
 	wg.Wait()
@@ -127,6 +117,39 @@ func (v *natView) refresh(ctx context.Context) map[*link]observation {
 		}
 	}
 	return out
+}
+
+// ask asks a relay, unless its last answer still holds or somebody asks already; answered is closed then.
+func (v *natView) ask(l *link) (answered chan struct{}) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if c := v.asking[l]; c != nil {
+		return c
+	}
+	answered = make(chan struct{})
+	if known, ok := v.seen[l]; ok && time.Since(known.at) < observedFor || !v.node.tasks.start(func() { v.observe(l, answered) }) {
+		close(answered)
+		return answered
+	}
+	v.asking[l] = answered
+	return answered
+}
+
+func (v *natView) observe(l *link, answered chan struct{}) {
+	answer, err := observe(v.node.ctx, l.conn)
+	v.mu.Lock()
+	delete(v.asking, l)
+	if err == nil {
+		v.seen[l] = observation{reflected: answer, at: time.Now()}
+	}
+	close(answered)
+	v.mu.Unlock()
+	if err != nil {
+		v.node.log.Debug("relay does not say how it sees us", "relay", l.conn.RemotePeer(), "err", err)
+		return
+	}
+	v.node.log.Debug("seen by a relay", "relay", l.conn.RemoteMultiaddr(), "at", answer.addr)
+	v.askTCP(l, answer) // nobody waits: where that port is closed it takes long
 }
 
 // newest are the latest connections to each relay, by each transport and IP version: a relay goes on seeing an older one

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"io"
+	"net"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -11,6 +12,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
+	ma "github.com/multiformats/go-multiaddr"
 )
 
 func TestReservationIsMadeAtOnceAndAnnounced(t *testing.T) {
@@ -232,4 +234,20 @@ func TestARelayThatEndsQUICIsUsedByTCPAndSeldomDialled(t *testing.T) {
 	eventually(t, "not dialled by QUIC for two seconds", func() bool {
 		return time.Since(time.Unix(0, ended.Load())) > 2*time.Second
 	})
+}
+
+// One relay cannot tell a NAT that lets anybody in; the second one does, however late it is seen.
+func TestASecondRelayShowsAFilterThatLetsAnybodyIn(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.2:0")
+	if err != nil {
+		t.Skip("127.0.0.2 is no address of this machine:", err)
+	}
+	ln.Close()
+	m := newMesh(t)
+	m.relay(Config{})
+	a := m.join(Config{})
+	eventually(t, "one relay was asked", func() bool { return a.NAT().Filtering == "address-dependent" })
+	m.relay(Config{Listen: []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.2/udp/0/quic-v1")}})
+	a.Refresh()
+	eventually(t, "the other one, too", func() bool { return a.NAT().Filtering == "endpoint-independent" })
 }
