@@ -420,8 +420,7 @@ func (i *Incoming) ID() string { return i.conn.id.String() }
 func (i *Incoming) Accept() (*Conn, error) {
 	c := i.conn
 	c.taken() // before the entry hears of it
-	c.accepted()
-	if _, err := c.lane.send(c, []byte{byte(OK)}); err != nil {
+	if err := c.accepted(); err != nil {
 		c.Reset()
 		return nil, err
 	}
@@ -441,8 +440,9 @@ func (c *Conn) taken() {
 	}
 }
 
-// accepted gives an accepted session its first window.
-func (c *Conn) accepted() {
+// accepted says yes and gives the session its first window. Nobody waits for that: it goes with the target's first bytes
+// or the first credit, if they come within ackDelay, for each write wakes the entry.
+func (c *Conn) accepted() error {
 	l := c.lane
 	c.mu.Lock()
 	c.window += firstWindow - yamuxWindow
@@ -450,9 +450,16 @@ func (c *Conn) accepted() {
 	c.mu.Unlock()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !c.over {
-		l.controlLocked(message{muxWindow, 0, c.stream, firstWindow - yamuxWindow}, false)
+	if err := c.writableLocked(); err != nil {
+		return err
 	}
+	l.controlLocked(message{muxWindow, 0, c.stream, firstWindow - yamuxWindow}, false)
+	b := l.ring.room(muxHeader+1, true)
+	message{muxData, 0, c.stream, 1}.put(b)
+	b[muxHeader] = byte(OK)
+	c.credit--
+	l.addedLocked(len(b), false)
+	return nil
 }
 
 // Refuse says no; the dialling side reads a *RefusedError.

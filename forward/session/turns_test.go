@@ -247,8 +247,8 @@ func TestADialThatWaitsForRoomEndsWithTheLink(t *testing.T) {
 		l := newLab(t)
 		defer l.close()
 		c, _ := l.session()
-		synctest.Wait()   // until it has its credit
-		silence(l.last()) // nobody has noticed yet
+		time.Sleep(2 * ackDelay) // until it has its credit
+		silence(l.last())        // nobody has noticed yet
 		fill([]*Conn{c})
 		done := make(chan error, 2)
 		ctx, cancel := context.WithCancel(t.Context())
