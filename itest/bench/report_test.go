@@ -135,7 +135,10 @@ func (r *report) markdown() string {
 				num(r.median(w, "rate"), 1, 0), failed,
 				num(r.median(w, "keys p50"), milli, 2), num(r.median(w, "keys p99"), milli, 2))
 		}
-		p("\nCPU: of all processes that carry the bytes, relay included, kernel's work for them included as far as it is theirs.\n")
+		p("\nCPU: of all processes that carry the bytes, relay included, kernel's work for them included as far as it is theirs. The proxies " +
+			"and `libp2p streams` are a process at each end that does nothing else (itest/bench/proxy_test.go): what their part " +
+			"costs in Go on this machine. `TLS proxy` makes a connection for each one that comes, `libp2p streams` a stream on one " +
+			"connection, as the library has it.\n")
 	}
 	if len(r.figures[[2]string{"cold", "first byte"}]) > 0 {
 		p("## Start\n")

@@ -21,7 +21,7 @@ func measureIdle(t *testing.T, r *report) {
 	l := lab.New(t)
 	p := newPair(t, l)
 	// Its own process: one may not have enough open files for both ends.
-	runSelf(t, p.b, "127.0.0.1:9001")
+	runSelf(t, p.b, "server 127.0.0.1:9001")
 	w := fwdWay(t, l, "fwd direct", p, "auto", "direct", "127.0.0.1:9001")
 	ends := map[string]*fwdtest.Peer{"entry": w.peers[0], "exit": w.peers[1], "relay": w.peers[2]}
 

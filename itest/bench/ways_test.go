@@ -6,12 +6,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -59,8 +57,11 @@ func (w *way) dial(t testing.TB) net.Conn {
 }
 
 const (
-	raw      = "raw TCP"
-	udpAlone = "fwd direct, UDP alone"
+	raw         = "raw TCP"
+	plainProxy  = "plain TCP proxy"
+	tlsProxy    = "TLS proxy"
+	libp2pProxy = "libp2p streams"
+	udpAlone    = "fwd direct, UDP alone"
 )
 
 // newWays builds one internet with a pair of hosts for each way, both in networks without NAT, no delay on any wire.
@@ -71,7 +72,9 @@ func newWays(t *testing.T) []*way {
 		name string
 		make func() *way
 	}{
-		{"plain TCP proxy", func() *way { return proxyWay(t, l) }},
+		{plainProxy, func() *way { return proxyWay(t, l, plainProxy, overTCP) }},
+		{tlsProxy, func() *way { return proxyWay(t, l, tlsProxy, overTLS) }},
+		{libp2pProxy, func() *way { return proxyWay(t, l, libp2pProxy, overLibp2p) }},
 		{"ssh -L", func() *way { return sshWay(t, l) }},
 		{"fwd direct", func() *way { return fwdWay(t, l, "fwd direct", newPair(t, l), "auto", "direct") }},
 		{"fwd direct, TCP alone", func() *way {
@@ -148,12 +151,13 @@ func rawWay(t testing.TB, l *lab.Lab, name string, opts ...lab.Option) *way {
 	return &way{name: name, from: p.a, addr: p.far(), server: p.server, pids: nothing, path: noPath}
 }
 
-// proxyWay is a process that copies at each end, as a forwarder without encryption, sessions and names would.
-func proxyWay(t *testing.T, l *lab.Lab) *way {
+// proxyWay is a process that copies at each end: what a forwarder without sessions and names would be (proxy_test.go).
+func proxyWay(t *testing.T, l *lab.Lab, name string, between carrier) *way {
 	p := newPair(t, l)
-	runSelf(t, p.b, "0.0.0.0:7000 127.0.0.1:9000")
-	runSelf(t, p.a, "127.0.0.1:2222 "+net.JoinHostPort(p.b.Addr().String(), "7000"))
-	w := &way{name: "plain TCP proxy", from: p.a, addr: "127.0.0.1:2222", server: p.server, path: noPath,
+	far := net.JoinHostPort(p.b.Addr().String(), "7000")
+	runSelf(t, p.b, fmt.Sprintf("%s accept 0.0.0.0:7000 127.0.0.1:9000", between))
+	runSelf(t, p.a, fmt.Sprintf("%s dial 127.0.0.1:2222 %s", between, far))
+	w := &way{name: name, from: p.a, addr: "127.0.0.1:2222", server: p.server, path: noPath,
 		pids: func() []int { return append(p.a.Processes(), p.b.Processes()...) }}
 	w.await(t)
 	return w
@@ -267,45 +271,3 @@ func fwdWay(t testing.TB, l *lab.Lab, name string, p *pair, path, kind string, t
 
 // relays counts them: each has an address.
 var relays int
-
-// proxyVar has this binary be a plain TCP proxy: "LISTEN TARGET", or without TARGET a server.
-const proxyVar = "FWD_BENCH_PROXY"
-
-func proxy(what string) error {
-	listen, target, _ := strings.Cut(what, " ")
-	ln, err := net.Listen("tcp", listen)
-	if err != nil {
-		return err
-	}
-	for {
-		c, err := ln.Accept()
-		if err != nil {
-			return err
-		}
-		if target == "" {
-			go new(server).handle(c)
-			continue
-		}
-		go func() {
-			defer c.Close()
-			far, err := net.Dial("tcp", target)
-			if err != nil {
-				return
-			}
-			defer far.Close()
-			done := make(chan struct{})
-			go func() {
-				copyPlain(far, c)
-				close(done)
-			}()
-			copyPlain(c, far)
-			<-done
-		}()
-	}
-}
-
-// copyPlain copies through memory: what splice(2) does is not open to anything that encrypts.
-func copyPlain(to, from net.Conn) {
-	_, _ = io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, make([]byte, 128<<10))
-	_ = to.(*net.TCPConn).CloseWrite()
-}
