@@ -21,7 +21,7 @@ func newExpose(a *app) *cobra.Command {
 		Long: `Offer TARGET to the other machines of the network until this command ends; Ctrl-C
 ends it and its connections, and nothing else.
 
-Everybody on the roster may use it unless --allow says who. On a machine that is in
+Every member may use it, relays not, unless --allow says who. On a machine that is in
 no network yet, one is made, which this machine then owns.
 
 One name may stand for a TCP and a UDP target, exposed one by one; who may use them is one

@@ -19,6 +19,7 @@ const (
 	partArgs  = "arguments" // lines "NAME<tab>what it is"
 	partEnv   = "env"       // variables beside those of the flags, likewise
 	partExits = "exits"     // further exit codes, "3 6"
+	partEnds  = "ends"      // exit codes of its own, lines "CODE<tab>what it says", in the place of all others
 	partAlone = "alone"     // "yes": it holds commands and does something without one, too
 )
 
@@ -131,9 +132,12 @@ func envRows(cmd *cobra.Command) (rows [][2]string) {
 		return append(rows,
 			[2]string{"FWD_HOME", "one folder for all that fwd keeps: key, roster, socket, log"},
 			[2]string{"FWD_LOG", "debug, info, warn or error: what the daemon writes to its log"},
-			[2]string{"FWD_JSON", "1: as --json"},
+			[2]string{"FWD_JSON", "not empty: as --json"},
 			[2]string{"FWD_…", "each flag of a command has a variable, FWD_CONNECT_TIMEOUT for connect --timeout"},
 			[2]string{"NO_COLOR", "no colour on a terminal either"})
+	}
+	if cmd.DisableFlagParsing {
+		return rows
 	}
 	eachFlag(cmd, func(f *pflag.Flag) {
 		rows = append(rows, [2]string{envName(cmd, f), "--" + f.Name})
@@ -141,7 +145,7 @@ func envRows(cmd *cobra.Command) (rows [][2]string) {
 	return rows
 }
 
-// eachFlag visits the command's own flags and then those of all commands.
+// eachFlag visits the command's own flags and then those of all commands, if it reads them.
 func eachFlag(cmd *cobra.Command, visit func(*pflag.Flag)) {
 	shown := func(f *pflag.Flag) {
 		if !f.Hidden && f.Name != "help" {
@@ -149,13 +153,18 @@ func eachFlag(cmd *cobra.Command, visit func(*pflag.Flag)) {
 		}
 	}
 	cmd.LocalNonPersistentFlags().VisitAll(shown)
-	cmd.Root().PersistentFlags().VisitAll(shown)
+	if !cmd.DisableFlagParsing {
+		cmd.Root().PersistentFlags().VisitAll(shown)
+	}
 }
 
 // exitRows are the codes that this command can give; the root lists all.
 func exitRows(cmd *cobra.Command) (rows [][2]string) {
 	if onlyHolds(cmd) {
 		return nil
+	}
+	if ends := partRows(cmd, partEnds); ends != nil {
+		return ends
 	}
 	codes := append([]string{"0", "1", "2", "130"}, strings.Fields(cmd.Annotations[partExits])...)
 	for _, e := range exitStatus {

@@ -73,8 +73,8 @@ firewalls: over a relay of your own at once, directly as soon as that can be had
 encrypted from end to end, with connections that outlive a change of path.
 
 Machines belong together by a roster that its owner signs. To begin, run "fwd relay"
-on a server with a public address, "fwd join" on each machine with an invite it
-prints, and then:`,
+on a server with a public address, "fwd join" on the first machine with the invite it
+prints ("fwd invite" there makes those for all others), and then:`,
 		Example: `fwd expose 22 --name nas       # on the machine that has the port
 fwd connect nas 2222           # on another; then: ssh -p 2222 localhost
 fwd demo                       # all of it on this machine, in ten seconds`,
@@ -97,7 +97,7 @@ fwd demo                       # all of it on this machine, in ten seconds`,
 		SilenceErrors:    true,
 		SilenceUsage:     true,
 	}
-	root.PersistentFlags().Bool("json", false, "print JSON: one object for a listing, one a line for what lasts")
+	root.PersistentFlags().Bool("json", false, "print JSON: one value for a listing, one a line for what lasts")
 	root.Flags().BoolVar(&version, "version", false, "print the version, as fwd version does")
 	root.PersistentFlags().StringVarP(&a.network, "network", "n", "", "in the network that this machine calls `NAME`, if it is in several")
 	root.CompletionOptions.DisableDefaultCmd = true

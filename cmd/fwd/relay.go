@@ -41,7 +41,7 @@ fwd relay fwd1…                     # from: fwd invite --relay --at vps.exampl
 fwd relay --listen 4001 --listen 443 --announce vps.example.org`,
 		Args: words(0, 1),
 	}
-	cmd.Annotations = map[string]string{mayBeNew: "yes", partArgs: "INVITE\tfwd1…; on the command line it stays in the shell's history: FWD_RELAY_INVITE does not", partExits: "4 6"}
+	cmd.Annotations = map[string]string{mayBeNew: "yes", partArgs: "INVITE\tfwd1…; on the command line it stays in the shell's history: FWD_RELAY_INVITE does not", partExits: "4 6 7"}
 	cmd.Flags().StringSliceVar(&req.Listen, "listen", nil, "`ADDR` to listen on: port or addr:port, perhaps with /udp, /tcp or /wss, or multiaddr; default 4001")
 	cmd.Flags().StringSliceVar(&req.Announce, "announce", nil, "`HOST`[:PORT] under which others reach this machine")
 	cmd.Flags().IntVar(&req.Uses, "uses", 0, "the first invite lets `N` machines in; default 1")

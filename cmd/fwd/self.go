@@ -21,7 +21,7 @@ func newLeave(a *app) *cobra.Command {
 		Short:   "take this machine off its network",
 		Args:    noArgs,
 	}
-	cmd.Flags().BoolVar(&req.Purge, "purge", false, "forget this machine's identity too, and all else but the configuration")
+	cmd.Flags().BoolVar(&req.Purge, "purge", false, "forget this machine's identity too; what stays is the configuration, the log, and network-ID.key of a network that it owned")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		err := a.ask(cmd.Context(), req, a.tell)
 		if errors.Is(err, daemon.ErrLost) && req.Purge {

@@ -25,8 +25,8 @@ func newSSH(a *app) *cobra.Command {
 		Short:   "ssh to a machine of the network",
 		Long: `Run the system's ssh over fwd. NAME is a service that is an ssh server, or a machine,
 whose service ssh is then meant. Everything else is ssh's own: options before NAME and
-after, a command, keys, ssh_config. The host key is remembered by name. The
-exit status is ssh's.
+after, a command, keys, ssh_config. The host key is remembered by name. In another
+network: fwd -n NETWORK ssh NAME; what follows "ssh" is ssh's, -n too.
 
 With --print-config it prints lines for ~/.ssh/config, with which ssh, scp, sftp, rsync,
 git and ansible reach NAME.fwd by themselves.`,
@@ -36,6 +36,7 @@ rsync -e 'fwd ssh' -a photos/ nas:photos/
 fwd ssh --print-config >> ~/.ssh/config    # then: scp photo.jpg nas.fwd:`,
 		Annotations: map[string]string{
 			partArgs: "DESTINATION\t[USER@]NAME; NAME is a service, as \"fwd ls\" lists it, SERVICE.MACHINE, or a machine",
+			partEnds: "…\tssh's own\n255\tssh failed: the machine or the service was not reached\n2\tno destination",
 		},
 		Args:               cobra.ArbitraryArgs,
 		DisableFlagParsing: true, // they are ssh's

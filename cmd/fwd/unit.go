@@ -29,6 +29,9 @@ func (a *app) newUnit(system bool, config string) (*unit, error) {
 	switch {
 	case u.moves() && a.home.Network != "":
 		return nil, usageError("fwd service install -n "+a.home.Network+", as the user who joined it", "the machine's service is in one network; further ones are their users'")
+	case u.moves() && hidden(u.exe):
+		return nil, failed("sudo install "+u.exe+" /usr/local/bin/ && sudo /usr/local/bin/fwd service install",
+			"the machine's service sees no home folder, and this program is in one: %s", u.exe)
 	case u.moves():
 		u.home = daemon.SystemHome()
 	case u.home.System: // this user has none of its own yet
@@ -40,6 +43,11 @@ func (a *app) newUnit(system bool, config string) (*unit, error) {
 	low, err := daemon.WantsLowPort(a.home, config)
 	u.low = low
 	return u, err
+}
+
+// hidden is what ProtectHome hides.
+func hidden(path string) bool {
+	return slices.ContainsFunc([]string{"/home/", "/root/", "/run/user/"}, func(dir string) bool { return strings.HasPrefix(path, dir) })
 }
 
 // moves: the machine's service on Linux has a home of its own.
@@ -127,8 +135,7 @@ func (u *unit) systemd() string {
 		"Description=fwd: ports of this machine's network",
 		"Documentation=man:fwd(1)",
 		"After=network.target nss-lookup.target",
-		"StartLimitIntervalSec=60",
-		"StartLimitBurst=10",
+		"StartLimitIntervalSec=0", // what it waits for may take long: a port, a file, a network
 		"",
 		"[Service]",
 		"Type=notify",
@@ -173,7 +180,7 @@ func (u *unit) confined() []string {
 		"RuntimeDirectory=fwd",
 		"RuntimeDirectoryMode=0750",
 		"LimitNOFILE=65536",
-		"MemoryMax=1G",
+		"MemoryMax=2G", // what fwd bounds itself is 1.5 GiB at most: docs/operate.md
 		"TasksMax=512",
 		"",
 		"NoNewPrivileges=yes",

@@ -32,7 +32,7 @@ fwd up -c /etc/fwd/office.toml
 FWD_INVITE=$(cat code) fwd up    # the first boot of one among many`,
 		Annotations: map[string]string{
 			partEnv:   "FWD_INVITE\tthe invite, for a machine that is in no network yet",
-			partExits: "4",
+			partExits: "4 7",
 			mayBeNew:  "yes",
 		},
 		Args: noArgs,

@@ -209,6 +209,9 @@ func (d *Daemon) refusal(f *forwarding, refused *session.RefusedError) *Failure 
 
 // offerHint is what would let this machine use f's service.
 func (d *Daemon) offerHint(f *forwarding) string {
+	if e, ok := d.book.Current().Entry(d.self); ok && e.Caps&identity.Use == 0 {
+		return fmt.Sprintf("this machine's role is %s, which uses no services: invite it as a member, a relay by fwd invite --relay --admin", e.Role())
+	}
 	return fmt.Sprintf("on %s: fwd expose … --name %s, or fwd allow %s %s", d.nameOf(f.peer()), f.service, f.service, d.nameOf(d.self))
 }
 

@@ -16,6 +16,10 @@ func checkPrivate(dir string) error {
 		return fmt.Errorf("look at %s: %w", dir, err)
 	}
 	if st, ok := info.Sys().(*syscall.Stat_t); ok && int(st.Uid) != os.Getuid() {
+		if dir == SystemHome().State {
+			return usage("while the service runs fwd asks it (sudo systemctl start fwd); what it does stands in "+SystemHome().Config,
+				"%s belongs to the machine's service, which does not run", dir)
+		}
 		return usage("give it to the user that runs fwd: chown "+fmt.Sprint(os.Getuid())+" "+dir,
 			"%s belongs to user %d, not to this one (%d)", dir, st.Uid, os.Getuid())
 	}
