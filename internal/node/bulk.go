@@ -204,6 +204,10 @@ func (n *Node) newBeside() *punch.Puncher {
 
 // handleBeside serves what the peer seeks.
 func (n *Node) handleBeside(s network.Stream) {
+	if relayOf(s.Conn().RemoteMultiaddr()) != "" { // beside what?
+		s.Reset()
+		return
+	}
 	if !n.tasks.start(func() {
 		_, err := n.beside.Handle(n.ctx, s.Conn().RemotePeer(), s)
 		n.log.Debug("TCP beside the path, sought by the peer", "peer", s.Conn().RemotePeer(), "err", err)

@@ -116,7 +116,7 @@ func (g *guard) serve(mux protocol.Switch) network.StreamHandler {
 			s.ResetWithError(network.StreamProtocolNegotiationFailed)
 			return
 		}
-		if !g.mayServe(p, proto) || proto == punch.Protocol && !g.mayPunch(p) {
+		if !g.mayServe(p, proto) || (proto == punch.Protocol || proto == besideProtocol) && !g.mayPunch(p) {
 			s.ResetWithError(network.StreamGated)
 			return
 		}

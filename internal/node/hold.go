@@ -31,9 +31,9 @@ const (
 type punchWaits struct{ failed, soon int }
 
 // next is how long to wait after one more.
-func (w *punchWaits) next(lostLately bool) time.Duration {
+func (w *punchWaits) next(hadDirect bool) time.Duration {
 	wait := punchAgain[min(w.failed, len(punchAgain)-1)]
-	if lostLately && wait > punchSoon && w.soon < punchSoonTimes {
+	if hadDirect && wait > punchSoon && w.soon < punchSoonTimes {
 		w.soon++
 		return punchSoon
 	}
@@ -111,8 +111,6 @@ func (n *Node) keep(ctx context.Context, p peer.ID) {
 	wake, stopWake := n.wake.listen()
 	defer stopWake()
 	retry := backoff{first: reconnectFirst, last: reconnectLast, rand: rand.Float64}
-	tidy := time.NewTicker(tidyEvery)
-	defer tidy.Stop()
 	var waits punchWaits
 	var punchAt time.Time
 	var punching chan bool // gets the result of the punch under way
@@ -147,10 +145,8 @@ func (n *Node) keep(ctx context.Context, p peer.ID) {
 		case ok := <-punching:
 			punching = nil
 			if !ok {
-				punchAt = time.Now().Add(waits.next(n.paths.lostLately(p)))
+				punchAt = time.Now().Add(waits.next(n.paths.hadDirect(p)))
 			}
-		case <-tidy.C:
-			n.tidy(p)
 		case what := <-wake: // another network, other luck
 			retry.reset()
 			if what != relayBack {
@@ -161,6 +157,24 @@ func (n *Node) keep(ctx context.Context, p peer.ID) {
 			return
 		}
 		timer.Stop()
+	}
+}
+
+// keepTidy looks after the connections to all peers but relays, which keep one by each transport and IP version.
+func (n *Node) keepTidy(ctx context.Context) {
+	tick := time.NewTicker(tidyEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			for _, p := range n.Connected() {
+				if _, relay := n.relayInfo(p); !relay {
+					n.tidy(p)
+				}
+			}
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 

@@ -89,7 +89,7 @@ func (v *natView) refresh(ctx context.Context) map[*link]observation {
 	var links []*link
 	for _, r := range v.node.cfg.Relays() {
 		for _, l := range v.node.paths.links(r.ID) {
-			if l.direct() && v.node.addrs.ownPort(l.conn) {
+			if l.direct() && !l.retiring.Load() && v.node.addrs.ownPort(l.conn) {
 				links = append(links, l)
 			}
 		}

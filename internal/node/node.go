@@ -264,6 +264,7 @@ func (n *Node) Serve(ctx context.Context) error {
 	if !n.cfg.Relay {
 		n.tasks.start(func() { n.keepRelays(n.ctx) })
 		n.tasks.start(func() { n.nat.keep(n.ctx) })
+		n.tasks.start(func() { n.keepTidy(n.ctx) })
 	}
 	select {
 	case <-ctx.Done():

@@ -38,7 +38,8 @@ type link struct {
 	wins     int      // measurements running at which it was better than the path
 	further  bool     // dialled by us beside another of its kind, for bulk alone
 
-	opening atomic.Int32 // streams for bulk that are being opened
+	opening  atomic.Int32 // streams for bulk that are being opened
+	retiring atomic.Bool  // a relay's: replaced by a newer one, closed when no circuit is left on it
 }
 
 func (l *link) measured() measured {
@@ -224,14 +225,6 @@ func (ps *paths) forgive() {
 	for _, pp := range ps.peers {
 		pp.falls = 0
 	}
-}
-
-// lostLately says whether p had a direct path some minutes ago.
-func (ps *paths) lostLately(p peer.ID) bool {
-	ps.mu.Lock()
-	defer ps.mu.Unlock()
-	pp := ps.peers[p]
-	return pp != nil && time.Since(pp.fell) < forgiveAfter
 }
 
 // trialLeft is how long l has to wait until it may be p's path again; it is measured then.

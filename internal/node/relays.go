@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -25,7 +26,7 @@ import (
 //  1. connect, and take one of the places (wantRelays): the relays that answer first get them, the
 //     others wait for a place to become free
 //  2. exchange rosters (BeforeReserve), reserve
-//  3. dial the other transport too, so that both our UDP and our TCP mapping are known
+//  3. dial the other transport too, so that both our UDP and our TCP mapping are known, now and again while it is missing
 //  4. renew in time; after any loss of a connection look, and reserve again
 //  5. after a failure give the place up, wait, and start again
 
@@ -44,8 +45,8 @@ const (
 	// default (circuitv2/relay/resources.go).
 	renewUnknown = 20 * time.Minute
 	renewAtLeast = time.Minute
-	// besideRetry is how long a failed dial of the other transport rests, and the most that one rests after a loss.
-	besideRetry = 5 * time.Minute
+	// missingRetry is how long a failed dial of the other transport rests, and the most that one rests after a loss.
+	missingRetry = 5 * time.Minute
 	// retireEvery is how often an old connection to a relay is looked at: circuits move on within a
 	// second or two of a better path.
 	retireEvery = time.Second
@@ -186,17 +187,17 @@ func (n *Node) useRelay(ctx context.Context, l *relayLoop, retry *backoff) error
 	defer stop()
 	wake, stopWake := n.wake.listen()
 	defer stopWake()
-	dialBeside := func() { n.tasks.start(func() { n.dialBeside(ctx, l.relay) }) }
-	var dialled time.Time // beside, last
-	beside := time.NewTimer(0)
-	defer beside.Stop()
-	pace := backoff{first: retryFirst, last: besideRetry, rand: rand.Float64}
-	for {
+	dialMissing := func() { n.tasks.start(func() { n.dialMissing(ctx, l.relay) }) }
+	missing := time.NewTimer(0)
+	defer missing.Stop()
+	pace := backoff{first: retryFirst, last: missingRetry, rand: rand.Float64}
+	var lostAt time.Time
+	for first := true; ; first = false {
 		renew, err := n.reserve(ctx, l.relay)
 		if err != nil {
-			if dialled.IsZero() {
+			if first {
 				// What connects may be refused a round trip later, as QUIC is where a clock is wrong.
-				dialBeside()
+				dialMissing()
 			}
 			// A connection that looked alive may be the reason.
 			n.checkLinks(l.relay)
@@ -211,18 +212,15 @@ func (n *Node) useRelay(ctx context.Context, l *relayLoop, retry *backoff) error
 		for {
 			select {
 			case <-timer.C:
-				if time.Since(dialled) > besideRetry {
-					beside.Reset(0)
-				}
 				break wait
-			case <-beside.C:
-				dialled = time.Now()
-				dialBeside()
+			case <-missing.C:
+				dialMissing()
+				missing.Reset(missingRetry)
 			case what := <-wake:
 				if what&networkChanged != 0 {
 					n.renewLinks(ctx, l.relay)
 					pace.reset()
-					beside.Reset(0)
+					missing.Reset(0)
 					break wait
 				}
 			case <-news:
@@ -237,11 +235,12 @@ func (n *Node) useRelay(ctx context.Context, l *relayLoop, retry *backoff) error
 				if !n.checkLinks(l.relay) {
 					return errors.New("connection lost")
 				}
-				// Every loss may be that of what was just dialled.
-				if time.Since(dialled) > besideRetry {
+				// It may be that of what was just dialled, each time.
+				if time.Since(lostAt) > missingRetry {
 					pace.reset()
 				}
-				beside.Reset(pace.wait())
+				lostAt = time.Now()
+				missing.Reset(pace.wait())
 				break wait
 			case <-ctx.Done():
 				timer.Stop()
@@ -270,7 +269,8 @@ func (n *Node) reserve(ctx context.Context, id peer.ID) (renew time.Duration, er
 	if err != nil {
 		return 0, err
 	}
-	return max(time.Until(res.Expiration)*2/3, renewAtLeast), nil
+	// No later than what the library's relays give: a clock that is behind theirs finds more time left than there is.
+	return min(max(time.Until(res.Expiration)*2/3, renewAtLeast), 2*renewUnknown), nil
 }
 
 // isClockSkew recognises a reservation that was granted, by a relay whose clock is behind ours: the
@@ -282,7 +282,7 @@ func isClockSkew(err error) bool {
 
 // dialBeside dials the relay by the transports that it is not connected by yet, from the listen ports,
 // and over IPv4 even if it is reached by IPv6: nobody knows else at which addresses our ports are mapped.
-func (n *Node) dialBeside(ctx context.Context, id peer.ID) {
+func (n *Node) dialMissing(ctx context.Context, id peer.ID) {
 	relay, ok := n.relayInfo(id)
 	if !ok {
 		return
@@ -311,7 +311,7 @@ func (n *Node) dialBeside(ctx context.Context, id peer.ID) {
 func (n *Node) connectedBy(p peer.ID, transport string, v4 bool) bool {
 	return slices.ContainsFunc(n.paths.links(p), func(l *link) bool {
 		a := l.conn.RemoteMultiaddr()
-		return l.direct() && transportOf(a) == transport && (!v4 || isIPv4(a))
+		return l.direct() && !l.retiring.Load() && transportOf(a) == transport && (!v4 || isIPv4(a))
 	})
 }
 
@@ -359,34 +359,52 @@ func (n *Node) redial(ctx context.Context, id peer.ID, done func()) {
 	defer done()
 	old := n.paths.links(id)
 	relay, _ := n.relayInfo(id)
-	network := n.network.ctx()
 	ctx, cancel := context.WithTimeout(ctx, reserveWithin)
 	defer cancel()
-	defer context.AfterFunc(network, cancel)()
+	defer context.AfterFunc(n.network.ctx(), cancel)()
 	var wg sync.WaitGroup
 	var any atomic.Bool
 	for _, transport := range []string{"quic-v1", "tcp"} {
 		wg.Go(func() {
 			fits := func(a ma.Multiaddr) bool { return transportOf(a) == transport && !isWeb(a) }
-			if !n.dialAny(ctx, relay, fits) {
+			before := slices.DeleteFunc(slices.Clone(old), func(l *link) bool { return !fits(l.conn.RemoteMultiaddr()) })
+			stands := transport == "tcp" && slices.ContainsFunc(before, n.stands)
+			if !stands && !n.dialAny(ctx, relay, fits) {
 				return
 			}
 			any.Store(true)
 			done()
-			n.tasks.start(func() {
-				n.retire(slices.DeleteFunc(slices.Clone(old), func(l *link) bool {
-					return transportOf(l.conn.RemoteMultiaddr()) != transport
-				}))
-				if transport == "tcp" {
-					n.backToPort(network, relay, fits)
-				}
-			})
+			if !stands {
+				n.retire(before)
+			}
 		})
 	}
 	wg.Wait()
 	if !any.Load() {
 		n.dialAny(ctx, relay, isWeb) // only where nothing else gets out
 	}
+}
+
+// stands says whether a TCP connection to a relay is as good as a new one: it answers, and comes from the address that
+// the system would use now. TCP does not move to another address, so the relay sees it where it is. And it holds the
+// listen port's place: another one would come from a port of which no punch can be made.
+func (n *Node) stands(l *link) bool {
+	return l.direct() && !l.retiring.Load() && n.addrs.ownPort(l.conn) && fromHere(l.conn) && n.paths.check(l)
+}
+
+// fromHere says whether a new connection to the same address would come from the same one of ours.
+func fromHere(c network.Conn) bool {
+	local, ok := addrPortOf(c.LocalMultiaddr())
+	remote, ok2 := addrPortOf(c.RemoteMultiaddr())
+	if !ok || !ok2 {
+		return false
+	}
+	probe, err := net.Dial("udp", remote.String()) // sends nothing
+	if err != nil {
+		return false
+	}
+	defer probe.Close()
+	return unmapped(probe.LocalAddr().(*net.UDPAddr).AddrPort()).Addr() == local.Addr()
 }
 
 // dialAny dials a relay's addresses that fit until one answers.
@@ -397,38 +415,24 @@ func (n *Node) dialAny(ctx context.Context, relay peer.AddrInfo, fits func(ma.Mu
 	})
 }
 
-// backToPort dials a relay by TCP once more if that was dialled while an old connection held the listen port's place:
-// the new one came from another port then, and what the relay sees of such a port no punch can use.
-func (n *Node) backToPort(ctx context.Context, relay peer.AddrInfo, fits func(ma.Multiaddr) bool) {
-	links := slices.DeleteFunc(n.paths.links(relay.ID), func(l *link) bool {
-		return l.conn.IsClosed() || !l.direct() || !fits(l.conn.RemoteMultiaddr())
-	})
-	if slices.ContainsFunc(links, func(l *link) bool { return n.addrs.ownPort(l.conn) }) {
-		return
-	}
-	dialling, cancel := context.WithTimeout(ctx, reserveWithin)
-	defer cancel()
-	if n.dialAny(dialling, relay, fits) {
-		n.nat.look(ctx)
-		n.retire(links)
-	}
-}
-
 // retire closes connections to a relay as soon as they carry no circuit. What goes on at once on the new
 // ones, a reservation among it, may still be made over an old one.
 func (n *Node) retire(old []*link) {
-	for {
-		old = slices.DeleteFunc(old, func(l *link) bool {
-			if !l.conn.IsClosed() && carriesCircuit(l.conn) {
-				return false
+	old = slices.DeleteFunc(old, func(l *link) bool { return l.retiring.Swap(true) })
+	n.tasks.start(func() {
+		for {
+			old = slices.DeleteFunc(old, func(l *link) bool {
+				if !l.conn.IsClosed() && carriesCircuit(l.conn) {
+					return false
+				}
+				l.conn.Close()
+				return true
+			})
+			if len(old) == 0 || !sleep(n.ctx, retireEvery) {
+				return
 			}
-			l.conn.Close()
-			return true
-		})
-		if len(old) == 0 || !sleep(n.ctx, retireEvery) {
-			return
 		}
-	}
+	})
 }
 
 // carriesCircuit says whether c carries a circuit, or a reservation is being made over it.

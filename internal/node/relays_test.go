@@ -190,24 +190,21 @@ func TestNobodyIsToldOfAddressesBeforeServe(t *testing.T) {
 }
 
 // A change of network leaves most machines their address, and a TCP connection to a relay alive that holds the listen
-// port's place: the one that takes over came from another port, of which no punch can be made.
+// port's place: one beside it would come from another port, of which no punch can be made.
 func TestTCPToARelayComesFromTheListenPortAfterAChangeOfNetwork(t *testing.T) {
 	m := newMesh(t)
 	relay, _ := m.relay(Config{})
 	a := m.join(Config{})
-	var old []*link
-	fresh := func() bool {
-		tcp := slices.DeleteFunc(a.paths.links(relay.self), func(l *link) bool { return transportOf(l.conn.RemoteMultiaddr()) != "tcp" })
-		if len(tcp) != 1 || slices.Contains(old, tcp[0]) || !a.addrs.ownPort(tcp[0].conn) {
-			return false
-		}
-		old = tcp
-		return true
+	by := func(transport string) []*link {
+		return slices.DeleteFunc(a.paths.links(relay.self), func(l *link) bool { return transportOf(l.conn.RemoteMultiaddr()) != transport })
 	}
-	eventually(t, "TCP from the listen port", fresh)
+	tcpIsRight := func() bool { tcp := by("tcp"); return len(tcp) == 1 && a.addrs.ownPort(tcp[0].conn) }
+	eventually(t, "QUIC, and TCP from the listen port", func() bool { return len(by("quic-v1")) == 1 && tcpIsRight() })
 	for range 3 {
+		old := by("quic-v1")[0]
 		a.NetworkChanged()
-		eventually(t, "another, from there, and no other", fresh)
+		eventually(t, "another by QUIC", func() bool { now := by("quic-v1"); return len(now) == 1 && now[0] != old })
+		eventually(t, "one by TCP, from the listen port", tcpIsRight)
 	}
 }
 
