@@ -14,7 +14,7 @@ type attachment struct {
 
 	resend uint64 // bytes of its predecessors' that have to be sent again
 
-	// of the goroutine in lane.Read
+	// of the lane's reader (lane.read)
 	buf  []byte
 	r, w int // buf[r:w] is unread
 	left int // bytes of the current DATA frame to come

@@ -278,6 +278,13 @@ func (c *Conn) part(why error, code int) bool {
 	return true
 }
 
+// endedInOrder says whether both directions have: the lane knows the session no more.
+func (c *Conn) endedInOrder() bool {
+	c.lane.mu.Lock()
+	defer c.lane.mu.Unlock()
+	return c.over && c.why == nil
+}
+
 // breakOff ends reading for that reason. What a far side has sent in order before it was reset can be read still.
 func (c *Conn) breakOff(why error, code int) {
 	c.mu.Lock()

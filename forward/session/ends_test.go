@@ -353,3 +353,62 @@ func TestAnOpenThatIsCalledOffAtOnce(t *testing.T) {
 		accepting.Wait()
 	})
 }
+
+// What a peer sent in order before it called its session off is not counted for ever as unread, if nobody accepts it.
+func TestWhatIsCalledOffUnacceptedHoldsNoMemory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t)
+		defer l.close()
+		w := l.entryWire()
+		go w.drain()
+		for i := range uint32(100) {
+			w.begin(2*i + 1)
+			w.say(message{muxData, muxFIN, 2*i + 1, 1000}, make([]byte, 1000)...)
+			w.say(message{muxWindow, muxRST, 2*i + 1, 0})
+		}
+		synctest.Wait()
+		if n := l.e.mem.unread.Load(); n != 0 {
+			t.Errorf("%d bytes are counted as unread", n)
+		}
+	})
+}
+
+// A session whose both directions have ended is read to its end, whatever becomes of its link.
+func TestASessionThatHasEndedOutlivesItsLink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLab(t)
+		defer l.close()
+		c, e := l.session()
+		c.CloseWrite()
+		said := make([]byte, 100<<10)
+		if _, err := e.Write(said); err != nil {
+			t.Fatal(err)
+		}
+		e.CloseWrite()
+		synctest.Wait()
+		c.AfterLoss(func(err error) { t.Error("lost:", err) })
+		c.lane.link.fail(errFar, endShutdown)
+		synctest.Wait()
+		if b, err := io.ReadAll(c); len(b) != len(said) || err != nil {
+			t.Errorf("%d of %d bytes, %v", len(b), len(said), err)
+		}
+	})
+}
+
+// Wishes for a better path that come often are heeded once a second all the same: one more puts none off.
+func TestWishesToRenewDoNotPutOneAnotherOff(t *testing.T) {
+	var w watcher
+	w.kick = make(chan struct{}, 1)
+	now := time.Unix(1000, 0)
+	var begun int
+	for range 100 { // ten seconds
+		w.askRenew(now, false)
+		if w.renewDue(now) {
+			begun++
+		}
+		now = now.Add(100 * time.Millisecond)
+	}
+	if begun < 9 || begun > 11 {
+		t.Errorf("begun %d times in ten seconds", begun)
+	}
+}

@@ -282,6 +282,7 @@ func (k *link) greet(c *Conn) {
 	case k.e.incoming <- in:
 		c.taken()
 	case <-c.parted:
+		c.part(net.ErrClosed, 0) // what came in order before it was reset, nobody will read
 	case <-late.C:
 		in.Refuse(Overload)
 	case <-k.ctx.Done():
@@ -313,7 +314,9 @@ func (k *link) remove(c *Conn) {
 		return
 	}
 	delete(k.conns, c)
-	c.lane.conns.Add(-1)
+	if c.lane.conns.Add(-1) == entryShare-1 {
+		k.moved.all()
+	}
 	if _, ok := k.bulk[c]; ok {
 		delete(k.bulk, c)
 		c.lane.bulk.Add(-1)
@@ -421,8 +424,7 @@ func (k *link) tend() {
 		if k.role == entry && len(k.conns)+k.busy == 0 {
 			left := idleLink - k.e.now().Sub(k.idle)
 			if left <= 0 && k.quietLocked() {
-				k.mu.Unlock()
-				k.fail(errIdle, endIdle)
+				k.failLocked(errIdle, endIdle) // in one step: nobody dials in between
 				return
 			}
 			wait = min(wait, max(left, time.Second))
@@ -439,7 +441,7 @@ func (k *link) quietLocked() bool {
 			continue
 		}
 		l.mu.Lock()
-		quiet := l.cur != nil || l.attached == 0 || l.ring.end == l.ring.acked
+		quiet := l.attached == 0 || l.ring.end == l.ring.acked
 		l.mu.Unlock()
 		if !quiet {
 			return false
@@ -495,13 +497,18 @@ func reasonFor(err error) byte {
 	return endFailed
 }
 
-// fail ends the link: the peer is told if it can be, and every session is reset.
+// fail ends the link: the peer is told if it can be, and every session is reset that has not ended.
 func (k *link) fail(err error, reason byte) {
 	k.mu.Lock()
 	if k.why != nil {
 		k.mu.Unlock()
 		return
 	}
+	k.failLocked(err, reason)
+}
+
+// failLocked lets the lock go.
+func (k *link) failLocked(err error, reason byte) {
 	k.why = err
 	lanes, n := k.lanes, len(k.conns)
 	k.mu.Unlock()
@@ -525,6 +532,9 @@ func (k *link) fail(err error, reason byte) {
 	k.conns, k.bulk = map[*Conn]struct{}{}, map[*Conn]int64{}
 	k.mu.Unlock()
 	for c := range conns {
+		if reason != endCut && c.endedInOrder() {
+			continue // its application may still read what has all come
+		}
 		c.lose(fmt.Errorf("%w: %w", ErrReset, err))
 	}
 }

@@ -44,7 +44,7 @@ type watcher struct {
 	mu      sync.Mutex
 	idle    bool      // asleep until a probe is due
 	renewAt time.Time // when to attach anew; zero: no need to
-	renewed time.Time // when that was last asked for
+	renewed time.Time // when that was last begun
 	probe   bool      // ask for a sign of life now
 	attempt func()    // calls off the attempt under way
 	began   time.Time // of that attempt
@@ -104,13 +104,15 @@ func (w *watcher) askProbe() {
 // askRenew has the lane attach anew, by the far side's wish once a second at most.
 func (w *watcher) askRenew(now time.Time, ours bool) {
 	w.mu.Lock()
-	w.renewAt = now
+	at := now
 	if next := w.renewed.Add(renewEvery); !ours && next.After(now) {
-		w.renewAt = next
+		at = next
 	}
-	w.renewed = w.renewAt
+	if w.renewAt.IsZero() || at.Before(w.renewAt) { // one more wish puts none off
+		w.renewAt = at
+	}
 	// An attempt that already hangs was begun on what is no longer the best path.
-	if w.attempt != nil && w.renewAt == now && now.Sub(w.began) >= freshAttempt {
+	if w.attempt != nil && !w.renewAt.After(now) && now.Sub(w.began) >= freshAttempt {
 		w.attempt()
 	}
 	w.mu.Unlock()
@@ -134,7 +136,7 @@ func (w *watcher) renewDue(now time.Time) bool {
 	if w.renewAt.IsZero() || w.renewAt.After(now) {
 		return false
 	}
-	w.renewAt = time.Time{}
+	w.renewAt, w.renewed = time.Time{}, now
 	return true
 }
 
@@ -357,7 +359,7 @@ func (l *lane) release(now, since time.Time) time.Duration {
 	next := l.link.e.cfg.Hold
 	for _, c := range l.link.sessions() {
 		hold := l.link.holdFor(c.name)
-		if c.lane != l || hold == l.link.e.cfg.Hold {
+		if c.lane != l || hold == l.link.e.cfg.Hold || c.endedInOrder() {
 			continue
 		}
 		if left := hold - now.Sub(since); left > 0 {
