@@ -164,9 +164,14 @@ func (d *Daemon) rooms(ctx context.Context, g *errgroup.Group) {
 			return nil
 		})
 	}
-	serve("node", d.node.Serve)
+	// The host closes last: until then sessions tell their peers that they end, and do not leave them waiting for us.
+	host, closeHost := context.WithCancel(context.WithoutCancel(ctx))
+	serve("node", func(context.Context) error { return d.node.Serve(host) })
+	serve("sessions", func(ctx context.Context) error {
+		defer closeHost()
+		return d.sessions.Serve(ctx)
+	})
 	serve("discovery", d.finder.Serve)
-	serve("sessions", d.sessions.Serve)
 	serve("exit", d.exit().Serve)
 	serve("datagrams", d.datagrams.Serve)
 	serve("udp exit", d.udpExit().Serve)

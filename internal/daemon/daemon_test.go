@@ -401,3 +401,52 @@ func TestWhoLeavesIsNotToldThatItWasTakenOff(t *testing.T) {
 		t.Errorf("after it: %v", err)
 	}
 }
+
+// A machine that stops in the midst of a transfer says so: the other side does not hold its sessions for it.
+func TestWhoStopsLeavesNoSessionBehind(t *testing.T) {
+	_, first := newRelay(t)
+	nas, laptop := newMachine(t), newMachine(t)
+	nas.must(JoinRequest{Invite: first, As: "nas-box"})
+	laptop.must(JoinRequest{Invite: nas.invite(), As: "laptop"})
+	target, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer target.Close()
+	go func() {
+		for {
+			c, err := target.Accept()
+			if err != nil {
+				return
+			}
+			go io.Copy(io.Discard, c) // ends with the connection
+		}
+	}()
+	nas.hold(ExposeRequest{Target: target.Addr().String(), Name: "nas"}, "exposed")
+	e, _ := laptop.hold(ConnectRequest{Name: "nas", Local: "127.0.0.1:0"}, "listening")
+	var uploads sync.WaitGroup
+	defer uploads.Wait()
+	for range 4 {
+		conn, err := net.Dial("tcp", e.Local)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		uploads.Go(func() {
+			for block := make([]byte, 1<<20); ; {
+				if _, err := conn.Write(block); err != nil {
+					return
+				}
+			}
+		})
+	}
+	moved := func() (n int64) {
+		for _, s := range nas.status().Sessions {
+			n += s.Received
+		}
+		return n
+	}
+	eventually(t, "much has come", func() bool { return moved() > 64<<20 })
+	laptop.must(StopRequest{})
+	eventually(t, "none of its sessions is held", func() bool { return len(nas.status().Sessions) == 0 })
+}
