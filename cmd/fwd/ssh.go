@@ -36,7 +36,7 @@ rsync -e 'fwd ssh' -a photos/ nas:photos/
 fwd ssh --print-config >> ~/.ssh/config    # then: scp photo.jpg nas.fwd:`,
 		Annotations: map[string]string{
 			partArgs: "DESTINATION\t[USER@]NAME; NAME is a service, as \"fwd ls\" lists it, SERVICE.MACHINE, or a machine",
-			partEnds: "…\tssh's own\n255\tssh failed: the machine or the service was not reached\n2\tno destination",
+			partEnds: "2\tno destination\n255\tssh failed: the machine or the service was not reached\nany\tthat of the command there",
 		},
 		Args:               cobra.ArbitraryArgs,
 		DisableFlagParsing: true, // they are ssh's

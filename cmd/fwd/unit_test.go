@@ -124,3 +124,13 @@ func TestLaunchdTakesTheJobs(t *testing.T) {
 		}
 	}
 }
+
+func TestAProgramInAHomeFolderIsNoMachineService(t *testing.T) {
+	for path, want := range map[string]bool{
+		"/home/ann/fwd": true, "/root/fwd": true, "/run/user/1000/fwd": true, "/usr/local/bin/fwd": false, "/homes/fwd": false,
+	} {
+		if hidden(path) != want {
+			t.Errorf("hidden(%q) = %v", path, !want)
+		}
+	}
+}
