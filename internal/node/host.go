@@ -129,27 +129,27 @@ func newSwarm(key crypto.PrivKey, limits network.ResourceManager, bus event.Bus)
 }
 
 // newParts assembles the host, silent: no address is listened on yet.
-func newParts(key crypto.PrivKey, relay bool, proxy proxyFor, opts basichost.HostOpts) (*parts, error) {
+func newParts(cfg *Config, proxy proxyFor, opts basichost.HostOpts) (*parts, error) {
 	limits, err := newLimits()
 	if err != nil {
 		return nil, err
 	}
 	bus := eventbus.NewBus()
-	s, err := newSwarm(key, limits, bus)
+	s, err := newSwarm(cfg.Key, &discreetLimits{limits, cfg.Member}, bus)
 	if err != nil {
 		return nil, errors.Join(err, limits.Close())
 	}
-	t, err := newTransports(s, key, limits, relay, proxy)
+	t, err := newTransports(s, cfg.Key, limits, cfg.Relay, proxy)
 	if err != nil {
 		return nil, errors.Join(err, s.Close(), limits.Close())
 	}
-	p := &parts{swarm: s, upgrader: t.upgrader, sockets: t.sockets, quic: t.quic, key: key, limits: limits}
+	p := &parts{swarm: s, upgrader: t.upgrader, sockets: t.sockets, quic: t.quic, key: cfg.Key, limits: limits}
 	fail := func(err error) (*parts, error) { return nil, errors.Join(err, s.Close(), limits.Close()) }
 
-	if opts.AutoNATv2, p.dialer, err = newAutoNAT(limits, relay); err != nil {
+	if opts.AutoNATv2, p.dialer, err = newAutoNAT(limits, cfg.Relay); err != nil {
 		return fail(err)
 	}
-	if opts.ConnManager, err = newConnManager(relay); err != nil {
+	if opts.ConnManager, err = newConnManager(cfg.Relay); err != nil {
 		return fail(err)
 	}
 	opts.EventBus = bus
@@ -164,7 +164,7 @@ func newParts(key crypto.PrivKey, relay bool, proxy proxyFor, opts basichost.Hos
 		return fail(err)
 	}
 	reach := network.ReachabilityPrivate
-	if relay {
+	if cfg.Relay {
 		reach = network.ReachabilityPublic
 	}
 	// What libp2p.ForceReachability does, without AutoNAT v1 behind it.

@@ -197,7 +197,7 @@ func New(cfg Config) (*Node, error) {
 			return nil, err
 		}
 	}
-	if n.parts, err = newParts(cfg.Key, cfg.Relay, n.proxyFor, basichost.HostOpts{
+	if n.parts, err = newParts(&cfg, n.proxyFor, basichost.HostOpts{
 		AddrsFactory: n.addrs.announced,
 		NATManager:   n.addrs.natManager,
 	}); err != nil {

@@ -7,6 +7,9 @@ import (
 	"net/netip"
 
 	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/libp2p/go-libp2p/p2p/protocol/identify"
 	"github.com/libp2p/go-libp2p/p2p/protocol/identify/pb"
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
@@ -78,6 +81,34 @@ func (d *discreet) say() error {
 	}
 	_, err = d.Stream.Write(out)
 	return err
+}
+
+// discreetLimits is the swarm's resource manager. It ends identify's pushes to strangers before a byte is said: they tell
+// all that discreet leaves out, on streams that we open, so the guard does not see them. The library asks only the
+// stream's scope whether it may push.
+type discreetLimits struct {
+	network.ResourceManager
+	member func(peer.ID) bool
+}
+
+func (l *discreetLimits) OpenStream(p peer.ID, dir network.Direction) (network.StreamManagementScope, error) {
+	scope, err := l.ResourceManager.OpenStream(p, dir)
+	if err != nil || dir != network.DirOutbound || l.member(p) {
+		return scope, err
+	}
+	return &discreetScope{scope}, nil
+}
+
+// discreetScope is that of a stream to a stranger.
+type discreetScope struct{ network.StreamManagementScope }
+
+var errNoPush = errors.New("strangers are pushed nothing")
+
+func (s *discreetScope) SetProtocol(p protocol.ID) error {
+	if p == identify.IDPush {
+		return errNoPush
+	}
+	return s.StreamManagementScope.SetProtocol(p)
 }
 
 // withoutPrivate rewrites identify's messages, each after its length, for a stranger at that address.

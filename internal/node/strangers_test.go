@@ -3,7 +3,9 @@ package node
 import (
 	"encoding/binary"
 	"fmt"
+	"io"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -12,6 +14,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/libp2p/go-libp2p/p2p/protocol/identify"
 	"github.com/libp2p/go-libp2p/p2p/protocol/identify/pb"
 	ma "github.com/multiformats/go-multiaddr"
 	"google.golang.org/protobuf/proto"
@@ -254,6 +257,52 @@ func TestIdentifyTellsMembersMoreThanStrangers(t *testing.T) {
 	}
 	if !ma.Contains(member.Host().Peerstore().Addrs(b.self), private) {
 		t.Error("a member was not told a private address")
+	}
+}
+
+// Each change of address has identify push all of them to whoever is connected.
+func TestStrangersAreNotPushedOurAddresses(t *testing.T) {
+	m := newMesh(t)
+	b, member := m.join(Config{}), m.join(Config{})
+	stranger, _ := m.start(Config{})
+	defer b.AllowStranger(stranger.self, time.Minute)()
+	told := func(n *Node) func() []string { // what n is pushed
+		var mu sync.Mutex
+		var got []string
+		n.Host().SetStreamHandler(identify.IDPush, func(s network.Stream) {
+			defer s.Close()
+			said, err := io.ReadAll(s)
+			if err != nil {
+				said = []byte(err.Error())
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			got = append(got, string(said))
+		})
+		if err := n.ConnectStranger(t.Context(), peer.AddrInfo{ID: b.self, Addrs: b.ListenAddrs()}); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "both identified", func() bool {
+			theirs, _ := n.Host().Peerstore().GetProtocols(b.self)
+			ours, _ := b.Host().Peerstore().GetProtocols(n.self)
+			return len(theirs) > 0 && slices.Contains(ours, identify.IDPush)
+		})
+		return func() []string { mu.Lock(); defer mu.Unlock(); return slices.Clone(got) }
+	}
+	toMember, toStranger := told(member), told(stranger)
+	for range 2 { // one round of pushes has ended when the next begins
+		relay, _ := m.relay(Config{})
+		b.Refresh()
+		circuit := string(circuitVia(relay.self).Bytes())
+		eventually(t, "the member is pushed the circuit", func() bool {
+			return slices.ContainsFunc(toMember(), func(said string) bool { return strings.Contains(said, circuit) })
+		})
+	}
+	if got := toStranger(); len(got) > 0 {
+		t.Errorf("a stranger was pushed our addresses %d times", len(got))
+	}
+	if len(b.parts.swarm.ConnsToPeer(stranger.self)) == 0 {
+		t.Error("the stranger is gone")
 	}
 }
 
