@@ -106,7 +106,8 @@ func newTransports(s *swarm.Swarm, key crypto.PrivKey, limits network.ResourceMa
 	return &transports{upgrader: up, sockets: socks, quic: cm}, errors.Join(s.AddTransport(&proxiedTCP{tcp, out}), s.AddTransport(ws))
 }
 
-func newSwarm(key crypto.PrivKey, limits network.ResourceManager, bus event.Bus) (*swarm.Swarm, error) {
+// newSwarm makes a swarm on which AutoNAT asks none but those relays.
+func newSwarm(key crypto.PrivKey, limits network.ResourceManager, bus event.Bus, relays func() []peer.AddrInfo) (*swarm.Swarm, error) {
 	self, err := peer.IDFromPrivateKey(key)
 	if err != nil {
 		return nil, err
@@ -118,7 +119,7 @@ func newSwarm(key crypto.PrivKey, limits network.ResourceManager, bus event.Bus)
 	if err := errors.Join(store.AddPrivKey(self, key), store.AddPubKey(self, key.GetPublic())); err != nil {
 		return nil, err
 	}
-	return swarm.NewSwarm(self, store, bus,
+	return swarm.NewSwarm(self, &testimony{store, store, relays}, bus,
 		swarm.WithResourceManager(limits),
 		swarm.WithDialRanker(rankDials),
 		// Punching fails by nature; the detectors would take that for a network without UDP or IPv6
@@ -135,7 +136,7 @@ func newParts(cfg *Config, proxy proxyFor, opts basichost.HostOpts) (*parts, err
 		return nil, err
 	}
 	bus := eventbus.NewBus()
-	s, err := newSwarm(cfg.Key, &discreetLimits{limits, cfg.Member}, bus)
+	s, err := newSwarm(cfg.Key, &discreetLimits{limits, cfg.Member}, bus, cfg.Relays)
 	if err != nil {
 		return nil, errors.Join(err, limits.Close())
 	}
@@ -202,7 +203,7 @@ func newAutoNAT(limits network.ResourceManager, server bool) (*autonatv2.AutoNAT
 	if !server {
 		limits = &network.NullResourceManager{}
 	}
-	s, err := newSwarm(key, limits, bus)
+	s, err := newSwarm(key, limits, bus, func() []peer.AddrInfo { return nil }) // it answers, and asks nobody
 	if err != nil {
 		return nil, nil, err
 	}

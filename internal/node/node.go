@@ -297,6 +297,7 @@ func (n *Node) AllowStranger(p peer.ID, d time.Duration) (release func()) { retu
 // relays are read anew.
 func (n *Node) Refresh() {
 	n.tasks.start(func() { n.guard.sweep(n.parts.swarm.Conns()) })
+	n.tasks.start(n.judgeServers)
 	n.wake.send(rosterChanged)
 }
 
