@@ -445,6 +445,37 @@ func TestANewBootEndsTheFlowsOfTheLast(t *testing.T) {
 	})
 }
 
+func TestAFlowThatTwoCarriersOpenAtOnceIsOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pr := newPair(t, false, &path{})
+		var both sync.WaitGroup
+		both.Add(2)
+		pr.mu.Lock()
+		pr.allowed = func(string) bool { both.Done(); both.Wait(); return true } // both have found that there is no such flow
+		pr.mu.Unlock()
+		for range 2 {
+			s, err := pr.open(t.Context(), "e", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.Write(frame{typ: frameOpen, number: 1, service: "echo", data: []byte("x")}.append(hello{boot: 1}.append(nil)))
+		}
+		time.Sleep(time.Second)
+		if pr.offers() != 1 || len(pr.e.Flows()) != 1 || pr.e.exits.Load() != 1 {
+			t.Errorf("%d flows were offered, %d are listed, %d count", pr.offers(), len(pr.e.Flows()), pr.e.exits.Load())
+		}
+		if all := pr.e.Totals(); len(all) != 1 || all[0].Opened != 1 || all[0].Received != 2 || all[0].Sent != 2 {
+			t.Errorf("of one flow and two datagrams the totals are %+v", all)
+		}
+		pr.e.Cut(func(peer.ID, string, string) bool { return true }, errors.New("revoked"))
+		if n := pr.e.exits.Load(); n != 0 {
+			t.Errorf("%d flows count after all were cut", n)
+		}
+		pr.stop()
+		time.Sleep(2 * time.Second)
+	})
+}
+
 func TestAPeerThatBreaksTheProtocolLosesItsStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pr := newPair(t, false, &path{})

@@ -38,7 +38,6 @@ const enoughBack = 2
 
 func newFlow(h *half, number uint64, service string, sink Sink) *Flow {
 	f := &Flow{half: h, number: number, service: service, sink: sink, began: time.Now(), all: h.e.totals.of(h.peer, service, h.role)}
-	f.all.opened.Add(1)
 	f.touch(f.began)
 	return f
 }

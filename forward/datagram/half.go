@@ -161,11 +161,15 @@ func (h *half) flow(number uint64) *Flow {
 	return h.flows[number]
 }
 
-// add takes a flow in, at the cost of the one that has been idle longest where there are too many.
-func (h *half) add(f *Flow) {
+// add takes a flow in, at the cost of the one that has been idle longest where there are too many; false: its number is taken.
+func (h *half) add(f *Flow) bool {
 	now := time.Now()
 	var oldest *Flow
 	h.mu.Lock()
+	if h.flows[f.number] != nil {
+		h.mu.Unlock()
+		return false
+	}
 	if len(h.flows) >= maxFlows {
 		for _, o := range h.flows {
 			if oldest == nil || o.idle(now) > oldest.idle(now) {
@@ -174,14 +178,16 @@ func (h *half) add(f *Flow) {
 		}
 	}
 	h.flows[f.number] = f
-	h.mu.Unlock()
+	f.all.opened.Add(1)
 	if h.role == roleExit {
 		h.e.exits.Add(1)
 	}
+	h.mu.Unlock()
 	if oldest != nil {
 		h.close(oldest.number, Ended)
 		oldest.end(errCrowded)
 	}
+	return true
 }
 
 // remove takes a flow off; false: it was already.
@@ -251,11 +257,7 @@ func (h *half) received(c *carrier, number uint64, data []byte) {
 
 // offered takes an OPEN: a datagram of a flow that E may know.
 func (h *half) offered(c *carrier, fr frame) {
-	if f := h.flow(fr.number); f != nil {
-		h.received(c, fr.number, fr.data)
-		if f.accepted() {
-			c.control(frame{typ: frameOpened, number: fr.number})
-		}
+	if h.known(c, fr) {
 		return
 	}
 	refuse := func(code Code) { c.control(frame{typ: frameClose, number: fr.number, code: code}) }
@@ -269,13 +271,29 @@ func (h *half) offered(c *carrier, fr frame) {
 		return
 	}
 	f := newFlow(h, fr.number, fr.service, nil)
-	h.add(f)
+	if !h.add(f) {
+		h.known(c, fr) // another carrier, with a reader of its own, has brought an OPEN of the flow meanwhile
+		return
+	}
 	f.deliver(fr.data)
 	select {
 	case h.e.offers <- &Incoming{f}:
 	default:
 		f.Close(Overload)
 	}
+}
+
+// known takes an OPEN of a flow that E has; false: it has none.
+func (h *half) known(c *carrier, fr frame) bool {
+	f := h.flow(fr.number)
+	if f == nil {
+		return false
+	}
+	h.received(c, fr.number, fr.data)
+	if f.accepted() {
+		c.control(frame{typ: frameOpened, number: fr.number})
+	}
+	return true
 }
 
 // logDenial logs one a second: the peer can ask as often as it likes.

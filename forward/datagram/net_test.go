@@ -227,8 +227,9 @@ func newPair(t *testing.T, packets bool, p *path) *pair {
 	}
 	authorize := func(_ peer.ID, service string) error {
 		pr.mu.Lock()
-		defer pr.mu.Unlock()
-		if pr.expelled || service != "" && !pr.allowed(service) {
+		allowed, expelled := pr.allowed, pr.expelled
+		pr.mu.Unlock()
+		if expelled || service != "" && !allowed(service) { // not under the mutex: allowed may wait
 			return errors.New("not allowed")
 		}
 		return nil
