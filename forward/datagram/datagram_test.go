@@ -432,17 +432,99 @@ func TestANewBootEndsTheFlowsOfTheLast(t *testing.T) {
 		f, _ := pr.dial("echo")
 		f.Send([]byte("x"))
 		time.Sleep(time.Second)
-		s, err := pr.open(t.Context(), "e", nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s.Write(hello{boot: pr.c.boot + 1}.append(nil))
+		s := pr.attach(pr.c.boot + 1)
 		time.Sleep(time.Second)
 		if n := len(pr.e.Flows()); n != 0 {
 			t.Errorf("%d flows of the old boot stay", n)
 		}
 		s.Reset()
 	})
+}
+
+// attach opens a stream to the exit as C of that boot does, with frames behind the hello.
+func (pr *pair) attach(boot uint64, frames ...frame) Stream {
+	pr.t.Helper()
+	s, err := pr.open(pr.t.Context(), "e", nil)
+	if err != nil {
+		pr.t.Fatal(err)
+	}
+	b := hello{boot: boot}.append(nil)
+	for _, f := range frames {
+		b = f.append(b)
+	}
+	s.Write(b)
+	return s
+}
+
+func TestACarrierThatComesAsTheLastOneEndsHasFlowsWithinReach(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pr := newPair(t, false, &path{})
+		last := make(chan Stream, 1)
+		pr.e.cfg.Packets = func(Stream) Packets { // the half is found, the carrier not yet in use
+			select {
+			case s := <-last:
+				s.Reset()
+				time.Sleep(time.Second)
+			default:
+			}
+			return nil
+		}
+		s := pr.attach(1)
+		time.Sleep(time.Second)
+		last <- s
+		pr.attach(1, frame{typ: frameOpen, number: 1, service: "echo", data: []byte("x")})
+		time.Sleep(2 * time.Second)
+		if n := len(pr.e.Flows()); n != 1 {
+			t.Errorf("%d flows are listed, want 1", n)
+		}
+		pr.e.Cut(func(peer.ID, string, string) bool { return true }, errors.New("revoked"))
+		time.Sleep(time.Second)
+		if n := pr.e.exits.Load(); n != 0 {
+			t.Errorf("%d flows live after all were cut", n)
+		}
+		pr.e.mu.Lock()
+		if len(pr.e.users) != 0 {
+			t.Error("the half stays without carriers")
+		}
+		pr.e.mu.Unlock()
+		pr.stop()
+		time.Sleep(2 * time.Second)
+	})
+}
+
+func TestNothingOfTheLastBootBeginsAfterTheNewOne(t *testing.T) {
+	open := frame{typ: frameOpen, number: 1, service: "echo", data: []byte("x")}
+	for _, late := range []string{"carrier", "flow"} {
+		t.Run(late, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				pr := newPair(t, false, &path{})
+				var booted atomic.Bool
+				reboot := func() {
+					if booted.CompareAndSwap(false, true) {
+						pr.attach(2)
+						time.Sleep(time.Second)
+					}
+				}
+				if late == "carrier" {
+					pr.e.cfg.Packets = func(Stream) Packets { reboot(); return nil }
+				} else {
+					pr.mu.Lock()
+					pr.allowed = func(string) bool { reboot(); return true }
+					pr.mu.Unlock()
+				}
+				s := pr.attach(1, open)
+				time.Sleep(2 * time.Second)
+				if pr.offers() != 0 || len(pr.e.Flows()) != 0 || pr.e.exits.Load() != 0 {
+					t.Errorf("%d flows were offered, %d are listed, %d count", pr.offers(), len(pr.e.Flows()), pr.e.exits.Load())
+				}
+				if _, err := s.Write([]byte{0}); err == nil {
+					t.Error("the carrier lives")
+				}
+				pr.stop()
+				time.Sleep(2 * time.Second)
+			})
+		})
+	}
 }
 
 func TestAFlowThatTwoCarriersOpenAtOnceIsOne(t *testing.T) {
@@ -454,11 +536,7 @@ func TestAFlowThatTwoCarriersOpenAtOnceIsOne(t *testing.T) {
 		pr.allowed = func(string) bool { both.Done(); both.Wait(); return true } // both have found that there is no such flow
 		pr.mu.Unlock()
 		for range 2 {
-			s, err := pr.open(t.Context(), "e", nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			s.Write(frame{typ: frameOpen, number: 1, service: "echo", data: []byte("x")}.append(hello{boot: 1}.append(nil)))
+			pr.attach(1, frame{typ: frameOpen, number: 1, service: "echo", data: []byte("x")})
 		}
 		time.Sleep(time.Second)
 		if pr.offers() != 1 || len(pr.e.Flows()) != 1 || pr.e.exits.Load() != 1 {

@@ -123,10 +123,15 @@ func (e *Endpoint) link(p peer.ID) (h *half, release func()) {
 		e.links[p] = h
 		e.tasks.start(func() { h.keep(ctx) }) // ends with stop, which tidy calls
 	}
+	return h, e.holdLocked(h)
+}
+
+// holdLocked keeps h from tidy until release is called.
+func (e *Endpoint) holdLocked(h *half) (release func()) {
 	h.mu.Lock()
 	h.holds++
 	h.mu.Unlock()
-	return h, sync.OnceFunc(func() {
+	return sync.OnceFunc(func() {
 		h.mu.Lock()
 		h.holds--
 		h.mu.Unlock()
@@ -141,11 +146,11 @@ func (e *Endpoint) tidy(h *half) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	switch {
-	case len(h.flows) > 0:
-	case h.role == roleEntry && h.holds == 0 && e.links[h.peer] == h:
+	case len(h.flows) > 0 || h.holds > 0:
+	case h.role == roleEntry && e.links[h.peer] == h:
 		delete(e.links, h.peer)
 		h.stop()
-	case h.role == roleExit && len(h.carriers) == 0 && e.users[h.peer] == h:
+	case h.role == roleExit && e.users[h.peer] == h:
 		delete(e.users, h.peer)
 	}
 }
@@ -171,30 +176,31 @@ func (e *Endpoint) serve(p peer.ID, s Stream) {
 		return
 	}
 	s.SetDeadline(time.Time{})
-	h := e.user(p, hi.boot)
+	h, release := e.user(p, hi.boot)
+	defer release()
 	packets := e.packetsOf(s)
 	c := newCarrier(h, s, packets, []byte{statusOK, flagsOf(packets != nil)})
 	c.reads.Store(hi.packets)
 	h.use(c)
 	err = c.run(c.readFrames)
 	e.log.Debug("carrier ended", "peer", p.String(), "err", err)
-	e.tidy(h)
 }
 
-// user finds or makes the half by which p uses our services. A new boot of p ends what its last one had.
-func (e *Endpoint) user(p peer.ID, boot uint64) *half {
+// user finds or makes the half by which p uses our services, and holds it. A new boot of p ends what its last one had.
+func (e *Endpoint) user(p peer.ID, boot uint64) (h *half, release func()) {
 	e.mu.Lock()
 	old := e.users[p]
-	h := old
+	h = old
 	if h == nil || h.boot != boot {
 		h = newHalf(e, p, roleExit, boot)
 		e.users[p] = h
 	}
+	release = e.holdLocked(h)
 	e.mu.Unlock()
 	if old != nil && old != h {
-		old.endAll(errEnded)
+		old.replaced()
 	}
-	return h
+	return h, release
 }
 
 // Accept gives the next flow that a peer opened. It fails when ctx or the endpoint has ended.

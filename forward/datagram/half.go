@@ -32,7 +32,8 @@ type half struct {
 	carriers []*carrier // those that live, the newest last
 	via      *carrier   // the one to send by: the newest that is not retired; nil: none
 	moved    time.Time  // when a datagram last did
-	holds    int        // C: users that want a carrier kept ready
+	holds    int        // C: users that want a carrier kept ready; E: streams that are or become carriers
+	gone     bool       // E: C has another boot; no flow or carrier may begin, for nothing would find it to end it
 	stop     func()     // C: ends keep
 	told     time.Time  // E: when a denial was last logged
 	crowded  bool       // it was logged that datagrams are dropped
@@ -88,7 +89,7 @@ func (h *half) take(c *carrier, now time.Time, wants func(item) bool) (item, boo
 	return it, true
 }
 
-// use makes c the carrier to send by.
+// use makes c the carrier to send by, or ends it if the half is gone.
 func (h *half) use(c *carrier) {
 	h.mu.Lock()
 	if !slices.Contains(h.carriers, c) {
@@ -97,6 +98,9 @@ func (h *half) use(c *carrier) {
 	var surplus *carrier
 	if len(h.carriers) > maxCarriers {
 		surplus = h.carriers[0]
+	}
+	if h.gone {
+		surplus = c
 	}
 	h.chooseLocked()
 	h.mu.Unlock()
@@ -161,12 +165,13 @@ func (h *half) flow(number uint64) *Flow {
 	return h.flows[number]
 }
 
-// add takes a flow in, at the cost of the one that has been idle longest where there are too many; false: its number is taken.
+// add takes a flow in, at the cost of the one that has been idle longest where there are too many; false: its number is
+// taken, or the half is gone.
 func (h *half) add(f *Flow) bool {
 	now := time.Now()
 	var oldest *Flow
 	h.mu.Lock()
-	if h.flows[f.number] != nil {
+	if h.gone || h.flows[f.number] != nil {
 		h.mu.Unlock()
 		return false
 	}
@@ -230,6 +235,14 @@ func (h *half) endAll(err error) {
 	for _, c := range carriers {
 		c.end()
 	}
+}
+
+// replaced ends all that is here for good: C has another boot.
+func (h *half) replaced() {
+	h.mu.Lock()
+	h.gone = true
+	h.mu.Unlock()
+	h.endAll(errEnded)
 }
 
 // sweep closes the flows that have been idle for too long.
