@@ -245,3 +245,48 @@ func TestUDPDeniedIsToldOnceASecond(t *testing.T) {
 		t.Errorf("told %d times more for one source", n)
 	}
 }
+
+// refusedFlow is one that its peer refuses as its entry ends the first.
+type refusedFlow struct {
+	back   datagram.Sink
+	sent   chan struct{}
+	ending func()
+}
+
+func (f *refusedFlow) Send([]byte)         { f.sent <- struct{}{} }
+func (f *refusedFlow) Close(datagram.Code) { f.ending() }
+
+func TestUDPEntryEndsWhileItsFlowsAreRefused(t *testing.T) {
+	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const sources = 100
+	var flows []*refusedFlow
+	var refusing sync.WaitGroup
+	sent, first := make(chan struct{}), sync.OnceFunc(func() {
+		refusing.Go(func() {
+			for _, f := range flows {
+				f.back.Ended(&datagram.RefusedError{Code: datagram.Denied})
+			}
+		})
+	})
+	e := &UDPEntry{Conn: conn, Dial: func(back datagram.Sink) (UDPFlow, error) {
+		f := &refusedFlow{back: back, sent: sent, ending: first}
+		flows = append(flows, f)
+		return f, nil
+	}}
+	ctx, cancel := context.WithCancel(context.Background())
+	var serving sync.WaitGroup
+	serving.Go(func() { e.Serve(ctx) })
+	for range sources {
+		dialUDP(t, conn.LocalAddr().String()).Write([]byte("x"))
+		<-sent
+	}
+	cancel()
+	serving.Wait()
+	refusing.Wait()
+	if len(flows) != sources {
+		t.Errorf("%d flows for %d sources", len(flows), sources)
+	}
+}

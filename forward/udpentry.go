@@ -133,14 +133,17 @@ func (e *UDPEntry) forget(f *entryFlow) {
 }
 
 func (e *UDPEntry) endAll() {
+	var flows []UDPFlow
 	e.mu.Lock()
-	flows := e.flows
+	for _, f := range e.flows {
+		if f.flow != nil { // a refusal may take it away at any time
+			flows = append(flows, f.flow)
+		}
+	}
 	e.flows = nil
 	e.mu.Unlock()
-	for _, f := range flows {
-		if f.flow != nil {
-			f.flow.Close(datagram.Ended)
-		}
+	for _, flow := range flows {
+		flow.Close(datagram.Ended)
 	}
 }
 
