@@ -115,6 +115,34 @@ func TestHeldPeerIsUpgradedToADirectPathAndWatchersSeeIt(t *testing.T) {
 	eventually(t, "the direct path that was is remembered, though nothing is left", func() bool { return a.paths.hadDirect(b.self) })
 }
 
+// On a busy machine the first round trips of a direct connection may be long. It is not left standing until its next
+// turn as a spare one.
+func TestADirectPathThatBeganSlowlyIsMeasuredAgainSoon(t *testing.T) {
+	_, _, a, b := pair(t)
+	defer a.Hold(b.self, Auto)()
+	direct := func() bool { p, _ := a.Path(b.self); return p.Kind == "direct" }
+	eventually(t, "direct", direct)
+	var slow []*link
+	a.paths.mu.Lock()
+	pp := a.paths.peers[b.self]
+	for _, l := range pp.links {
+		if l.direct() {
+			l.rtt = time.Minute
+			slow = append(slow, l)
+		} else {
+			pp.best = l
+		}
+	}
+	a.paths.mu.Unlock()
+	if direct() {
+		t.Fatal("no relayed connection is left")
+	}
+	for _, l := range slow {
+		l.again <- struct{}{}
+	}
+	eventually(t, "direct again", direct)
+}
+
 func TestHoldForTheRelayAloneDoesNotPunch(t *testing.T) {
 	_, _, a, b := pair(t)
 	defer a.Hold(b.self, Relay)()

@@ -19,6 +19,9 @@ const (
 	// connections: often enough to keep NAT mappings (most live 30 s and longer).
 	probeEvery   = 15 * time.Second
 	standbyEvery = 25 * time.Second
+	// A connection of a better kind than the path's that began clearly slower, as on a busy machine, is measured each
+	// slowEvery until it is slowFor old.
+	slowEvery, slowFor = 2 * time.Second, 30 * time.Second
 	// relayEvery is how often a relay is pinged by which some peer's path goes: its death has to be known
 	// within seconds, for all paths over it die with it, and silent death shows by nothing else for 30 s.
 	// Under load whoever waits for bytes notices sooner, and asks. With no such path it would be most of
@@ -117,8 +120,11 @@ func (ps *paths) interval(p peer.ID, l *link, missed int) time.Duration {
 			}
 		}
 	}
-	if pp := ps.peers[p]; pp != nil && pp.best == l {
+	switch pp := ps.peers[p]; {
+	case pp != nil && pp.best == l:
 		return probeEvery
+	case pp != nil && pp.best != nil && l.class < pp.best.class && time.Since(l.since) < slowFor:
+		return slowEvery
 	}
 	return standbyEvery
 }
