@@ -50,7 +50,7 @@ type link struct {
 	ctx    context.Context // ends with the link
 	cancel context.CancelFunc
 
-	moved signal // a lane attached, was lost, turned suspect; a session ended; the link failed
+	moved signal // a lane attached, was lost, turned suspect, has room for sessions again; the link failed
 	calm  chan struct{}
 
 	mu      sync.Mutex

@@ -154,6 +154,9 @@ func (d *Daemon) buildDiscovery(server bool) error {
 	return nil
 }
 
+// goodbye is how long the host outlives the end of the rest: a lane takes a second at most for its END.
+const goodbye = 2 * time.Second
+
 // rooms runs everything that was assembled until ctx ends.
 func (d *Daemon) rooms(ctx context.Context, g *errgroup.Group) {
 	serve := func(name string, f func(context.Context) error) {
@@ -164,8 +167,10 @@ func (d *Daemon) rooms(ctx context.Context, g *errgroup.Group) {
 			return nil
 		})
 	}
-	// The host closes last: until then sessions tell their peers that they end, and do not leave them waiting for us.
+	// The host closes after the sessions, which tell their peers that they end, so that nobody waits for us. But what
+	// still waits after goodbye waits for connections that are dead, and for us to close them.
 	host, closeHost := context.WithCancel(context.WithoutCancel(ctx))
+	context.AfterFunc(ctx, func() { time.AfterFunc(goodbye, closeHost) })
 	serve("node", func(context.Context) error { return d.node.Serve(host) })
 	serve("sessions", func(ctx context.Context) error {
 		defer closeHost()
