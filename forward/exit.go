@@ -26,6 +26,10 @@ type Exit struct {
 	// Dial replaces Target.Dial if it is not nil. ctx ends after [TargetTimeout].
 	Dial func(ctx context.Context, t Target) (Conn, error)
 
+	// OnSession, if not nil, is called with each session once it is accepted. What
+	// it returns, if not nil, is called when the session has ended.
+	OnSession func(session Conn) (ended func())
+
 	// Log gets one line for each offer refused, nil for none.
 	Log *slog.Logger
 }
@@ -105,6 +109,11 @@ func (e *Exit) serveOffer(ctx context.Context, log *slog.Logger, in offer) {
 		Reset(local)
 		log.Debug("session gone before it was accepted", "err", err)
 		return
+	}
+	if e.OnSession != nil {
+		if ended := e.OnSession(far); ended != nil {
+			defer ended()
+		}
 	}
 	received, sent, err := copyUntil(ctx, far, local)
 	if err != nil {

@@ -51,7 +51,7 @@ ssh -o ProxyCommand='fwd connect %h -' nas.fwd`,
 	cmd.Flags().BoolVar(&req.Keep, "keep", false, "\"fwd up\" and the service do it too, from now on; if one runs, it takes over")
 	timeout := spanVar(cmd, "timeout", "give up a machine that is not reached in this time; default never")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		req.Timeout = time.Duration(*timeout)
+		req.Timeout, req.Tell = time.Duration(*timeout), a.out.json
 		if strings.Contains(args[0], ":") {
 			return a.connectSeveral(cmd.Context(), req, args)
 		}

@@ -46,7 +46,7 @@ fwd expose unix:/var/run/docker.sock --hold 1h`,
 		if err != nil {
 			return err
 		}
-		req.Target, req.Hold = target, time.Duration(*hold)
+		req.Target, req.Hold, req.Tell = target, time.Duration(*hold), a.out.json
 		told := false
 		err = a.hold(cmd.Context(), func() any { return req }, func(e daemon.Event) {
 			if a.out.json || e.Event != "exposed" {

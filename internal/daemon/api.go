@@ -78,6 +78,7 @@ type (
 		Allow  []string      `json:"allow,omitempty"` // machine, peer ID, tag:T, members; empty: members
 		Hold   time.Duration `json:"hold,omitempty"`  // 0: 24 h
 		Keep   bool          `json:"keep,omitempty"`  // `fwd up` does it too, from now on
+		Tell   bool          `json:"tell,omitempty"`  // of each session, TCP's alone
 	}
 	UnexposeRequest struct {
 		Name    string `json:"name"`
@@ -89,6 +90,7 @@ type (
 		Path    string        `json:"path,omitempty"`    // auto, direct, relay; empty: auto
 		Timeout time.Duration `json:"timeout,omitempty"` // 0: wait for an offline peer
 		Keep    bool          `json:"keep,omitempty"`    // `fwd up` does it too, from now on
+		Tell    bool          `json:"tell,omitempty"`    // of each session, TCP's alone
 	}
 	// SocksRequest: take programs that speak SOCKS 5 to the services they name.
 	SocksRequest struct {
@@ -173,7 +175,7 @@ type (
 //	listening  Service, Peer, Local: connections are accepted
 //	open       Service, Peer: what follows on this connection is the session's bytes
 //	path       Service, Peer, Path: the way to the peer now; Path nil: none
-//	session    Service, Peer, Session: one began (state "open") or ended ("closed")
+//	session    Service, Peer, Session: one began (state "open") or ended ("closed"), for who asked to be told
 //	pong       Peer, Path, Seq
 //	invite     Invite, Message: the code and, for stderr, its story
 //	waiting    Addrs, Message: a new relay listens for the owner to dial it

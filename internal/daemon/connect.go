@@ -30,6 +30,7 @@ type forwarding struct {
 	local, localUDP string                  // where it listens, as told; under Daemon.mu
 	kind            node.PathKind           // under Daemon.mu: changeForward
 	from            string                  // command, kept, config
+	tell            bool                    // of each session
 	release         func()                  // of the hold on the peer; under Daemon.mu
 	end             context.CancelCauseFunc
 	ended           chan struct{} // closed when it listens no more
@@ -64,7 +65,7 @@ func (d *Daemon) connect(ctx context.Context, req ConnectRequest, from string, e
 	}
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
-	f := &forwarding{word: req.Name, service: service, kind: kind, from: from, end: end, ended: make(chan struct{})}
+	f := &forwarding{word: req.Name, service: service, kind: kind, from: from, tell: req.Tell, end: end, ended: make(chan struct{})}
 	f.far.Store(&p)
 	// Held before the listener is: the way is being built while the person types.
 	f.release = d.node.Hold(p, kind)
@@ -81,15 +82,25 @@ func (d *Daemon) connect(ctx context.Context, req ConnectRequest, from string, e
 	return d.connectLocal(ctx, f, local, req, emit)
 }
 
-// tellRefusals has the person at the forward told why its connections end at
-// once: the local program sees only a reset. At most once a second, for a
-// browser tries many at a time.
-func (d *Daemon) tellRefusals(f *forwarding, emit func(Event)) func(net.Conn, forward.Conn) func(int64, int64, error) {
-	tell := d.refusalTeller(f, emit)
-	ended := func(_, _ int64, err error) { tell(err) }
-	return func(net.Conn, forward.Conn) func(int64, int64, error) { return ended }
+// tellSessions has the person at the forward told why its connections end at once, and who asked for it of each one.
+func (d *Daemon) tellSessions(f *forwarding, emit func(Event)) func(net.Conn, forward.Conn) func(int64, int64, error) {
+	refused := d.refusalTeller(f, emit)
+	ended := func(_, _ int64, err error) { refused(err) }
+	return func(_ net.Conn, far forward.Conn) func(int64, int64, error) {
+		s, ok := far.(*session.Conn)
+		if !ok || !f.tell {
+			return ended
+		}
+		closed := d.tellSession(s, f.word, emit)
+		return func(_, _ int64, err error) {
+			closed()
+			refused(err)
+		}
+	}
 }
 
+// refusalTeller tells of refusals, of which the local program sees only a reset: at most once a second, for a browser
+// tries many at a time.
 func (d *Daemon) refusalTeller(f *forwarding, emit func(Event)) func(error) {
 	var mu sync.Mutex
 	var last time.Time

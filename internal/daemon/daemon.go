@@ -341,9 +341,10 @@ func (d *Daemon) wish() (end func()) {
 // exit serves the far ends' sessions with the services exposed here.
 func (d *Daemon) exit() *forward.Exit {
 	return &forward.Exit{
-		Accept: d.sessions.Accept,
-		Lookup: d.lookup,
-		Log:    d.log,
+		Accept:    d.sessions.Accept,
+		Lookup:    d.lookup,
+		OnSession: d.exitSession,
+		Log:       d.log,
 	}
 }
 

@@ -402,6 +402,58 @@ func TestWhoLeavesIsNotToldThatItWasTakenOff(t *testing.T) {
 	}
 }
 
+func TestWhoAskedIsToldOfEachSession(t *testing.T) {
+	_, first := newRelay(t)
+	nas, laptop := newMachine(t), newMachine(t)
+	nas.must(JoinRequest{Invite: first, As: "nas-box"})
+	laptop.must(JoinRequest{Invite: nas.invite(), As: "laptop"})
+	ctx, end := context.WithCancel(t.Context())
+	defer end()
+	begin := func(m *machine, request any) (next func(kind string) Event) {
+		c, err := Dial(ctx, m.home)
+		if err != nil {
+			t.Fatal(err)
+		}
+		events := make(chan Event, 64)
+		go c.Call(ctx, request, func(e Event) { events <- e })
+		return func(kind string) Event {
+			for {
+				if e := await(t, events, kind); e.Event == kind {
+					return e
+				}
+			}
+		}
+	}
+	exposed := begin(nas, ExposeRequest{Target: reverser(t), Name: "nas", Tell: true})
+	exposed("exposed")
+	connected := begin(laptop, ConnectRequest{Name: "nas", Local: "127.0.0.1:0", Tell: true})
+	conn, err := net.Dial("tcp", connected("listening").Local)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ends := map[string]func(string) Event{"entry": connected, "exit": exposed}
+	var id string
+	for role, next := range ends {
+		s := next("session").Session
+		if s.State != "open" || s.Role != role || id != "" && s.ID != id {
+			t.Errorf("began as %+v", s)
+		}
+		id = s.ID
+	}
+	conn.Write([]byte("abc"))
+	conn.(*net.TCPConn).CloseWrite()
+	if got, err := io.ReadAll(conn); string(got) != "cba" || err != nil {
+		t.Fatalf("%q, %v", got, err)
+	}
+	conn.Close()
+	for _, next := range ends {
+		if s := next("session").Session; s.State != "closed" || s.ID != id || s.Sent != 3 || s.Received != 3 {
+			t.Errorf("ended as %+v", s)
+		}
+	}
+}
+
 // A machine that stops in the midst of a transfer says so: the other side does not hold its sessions for it.
 func TestWhoStopsLeavesNoSessionBehind(t *testing.T) {
 	_, first := newRelay(t)

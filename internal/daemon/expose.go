@@ -22,7 +22,8 @@ type service struct {
 	fixed  []string // the same with peer IDs for names, as they were when it was written
 	allow  identity.Allow
 	hold   time.Duration
-	from   string // command, kept, config
+	from   string      // command, kept, config
+	tell   func(Event) // of each session; nil: nobody asked
 	end    context.CancelCauseFunc
 }
 
@@ -58,6 +59,9 @@ func (d *Daemon) expose(ctx context.Context, req ExposeRequest, from string, emi
 	svc := &service{name: name, target: target, words: req.Allow, hold: req.Hold, from: from, end: end}
 	if len(svc.words) == 0 {
 		svc.words = []string{"members"}
+	}
+	if req.Tell {
+		svc.tell = emit
 	}
 	if err := d.addService(ctx, svc); err != nil {
 		return err

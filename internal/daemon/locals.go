@@ -197,7 +197,7 @@ func (c *connecting) note(format string, args ...any) {
 
 // serveTCP takes connections, and serveUDP datagrams, until the forward ends or it is not wanted any more.
 func (c *connecting) serveTCP(ls []net.Listener) {
-	told := c.d.tellRefusals(c.f, c.emit)
+	told := c.d.tellSessions(c.f, c.emit)
 	log := c.d.log.With("service", c.f.word, "peer", c.d.nameOf(c.f.peer()))
 	if !c.serve(rangeName(localName(ls[0]), len(ls)), false, func(ctx context.Context) error {
 		return serveEach(ctx, ls, func(ctx context.Context, i int, l net.Listener) error {

@@ -10,6 +10,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 
+	"fwd/forward"
 	"fwd/forward/session"
 )
 
@@ -65,6 +66,51 @@ func (d *Daemon) endSession(word string) error {
 		return fail(ExitUnknownName, "unknown-name", "see what is: fwd status", "no connection has the ID %q", word)
 	}
 	return nil
+}
+
+// sessionRow is a session as status and events tell it.
+func (d *Daemon) sessionRow(info session.Info) Session {
+	row := Session{ID: info.ID, Service: info.Service, Machine: d.nameOf(info.Peer), Peer: info.Peer.String(), Role: info.Role, State: info.State,
+		Sent: info.Sent, Received: info.Received, Migrations: info.Migrations, Opened: info.Opened}
+	if path, ok := d.node.PathBy(info.Peer, d.pathKind(info.Peer)); ok && info.State == "open" {
+		row.Path = path.Kind
+	}
+	d.tellDetached(&row, info)
+	return row
+}
+
+// tellSession tells of a session that has begun, and by what it returns that it has ended. Who listens may be slow, and
+// the session waits for nobody.
+func (d *Daemon) tellSession(s *session.Conn, service string, emit func(Event)) (closed func()) {
+	tell := func(row Session) {
+		emit(Event{Event: "session", Service: service, Peer: row.Peer, Session: &row})
+	}
+	begun, ended := d.sessionRow(s.Info()), make(chan Session, 1)
+	go func() { // ends with the session
+		tell(begun)
+		tell(<-ended)
+	}()
+	return func() {
+		row := d.sessionRow(s.Info())
+		row.State, row.Path = "closed", ""
+		ended <- row
+	}
+}
+
+// exitSession tells who exposes a service of a session that has begun, if that was asked for.
+func (d *Daemon) exitSession(c forward.Conn) (ended func()) {
+	s, ok := c.(*session.Conn)
+	if !ok {
+		return nil
+	}
+	name := whole(s.Info().Service)
+	d.mu.Lock()
+	svc := d.services[serviceKey(name, false)]
+	d.mu.Unlock()
+	if svc == nil || svc.tell == nil {
+		return nil
+	}
+	return d.tellSession(s, name, svc.tell)
 }
 
 // tellDetached says what a session without a path waits for.

@@ -63,13 +63,7 @@ func (d *Daemon) status() Status {
 		service := whole(info.Service)
 		sessionsOf[info.Role+string(info.Peer)+service]++
 		sessionsOf[info.Role+service]++
-		row := Session{ID: info.ID, Service: info.Service, Machine: d.nameOf(info.Peer), Peer: info.Peer.String(), Role: info.Role, State: info.State,
-			Sent: info.Sent, Received: info.Received, Migrations: info.Migrations, Opened: info.Opened}
-		if path, ok := d.node.PathBy(info.Peer, d.pathKind(info.Peer)); ok && info.State == "open" {
-			row.Path = path.Kind
-		}
-		d.tellDetached(&row, info)
-		s.Sessions = append(s.Sessions, row)
+		s.Sessions = append(s.Sessions, d.sessionRow(info))
 	}
 	flows := d.flowRows()
 	for _, f := range d.datagrams.Flows() {
