@@ -114,3 +114,22 @@ func TestRefreshClosesWhoLeftTheRoster(t *testing.T) {
 		t.Error("a member was cut")
 	}
 }
+
+// A search for TCP beside the path dials what the other side names, as a punch does, and is paced like one.
+func TestSearchesBesideThePathArePaced(t *testing.T) {
+	m := newMesh(t)
+	a, b := m.join(Config{}), m.join(Config{})
+	b.Host().SetStreamHandler(besideProtocol, echoHandler)
+	if err := a.ConnectAt(t.Context(), peer.AddrInfo{ID: b.self, Addrs: b.ListenAddrs()}); err != nil {
+		t.Fatal(err)
+	}
+	served := 0
+	for range 2 * punchBurst {
+		if answers(t, a, b, besideProtocol) {
+			served++
+		}
+	}
+	if served < 1 || served > punchBurst+1 {
+		t.Errorf("%d of %d searches at once were served, want %d", served, 2*punchBurst, punchBurst)
+	}
+}

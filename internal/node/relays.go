@@ -269,8 +269,13 @@ func (n *Node) reserve(ctx context.Context, id peer.ID) (renew time.Duration, er
 	if err != nil {
 		return 0, err
 	}
-	// No later than what the library's relays give: a clock that is behind theirs finds more time left than there is.
-	return min(max(time.Until(res.Expiration)*2/3, renewAtLeast), 2*renewUnknown), nil
+	return renewAfter(time.Until(res.Expiration)), nil
+}
+
+// renewAfter is when to renew a reservation that seems to last for left. A clock that is behind the relay's finds more
+// time left than there is, so no later than what the library's relays give allows.
+func renewAfter(left time.Duration) time.Duration {
+	return min(max(left*2/3, renewAtLeast), 2*renewUnknown)
 }
 
 // isClockSkew recognises a reservation that was granted, by a relay whose clock is behind ours: the

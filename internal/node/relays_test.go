@@ -248,3 +248,13 @@ func TestASecondRelayShowsAFilterThatLetsAnybodyIn(t *testing.T) {
 	a.Refresh()
 	eventually(t, "the other one, too", func() bool { return a.NAT().Filtering == "endpoint-independent" })
 }
+
+func TestAReservationIsRenewedInTimeByAClockThatIsBehind(t *testing.T) {
+	for behind, want := range map[time.Duration]time.Duration{
+		0: 40 * time.Minute, time.Hour: 40 * time.Minute, 24 * 365 * time.Hour: 40 * time.Minute, -50 * time.Minute: 400 * time.Second, -2 * time.Hour: time.Minute,
+	} {
+		if got := renewAfter(time.Hour + behind); got != want {
+			t.Errorf("%v behind: renewed after %v, want %v", behind, got, want)
+		}
+	}
+}
