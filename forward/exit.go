@@ -26,9 +26,9 @@ type Exit struct {
 	// Dial replaces Target.Dial if it is not nil. ctx ends after [TargetTimeout].
 	Dial func(ctx context.Context, t Target) (Conn, error)
 
-	// OnSession, if not nil, is called with each session once it is accepted. What
-	// it returns, if not nil, is called when the session has ended.
-	OnSession func(session Conn) (ended func())
+	// OnSession, if not nil, is called with each session to a service once it is
+	// accepted. What it returns, if not nil, is called when the session has ended.
+	OnSession func(service string, session Conn) (ended func())
 
 	// Log gets one line for each offer refused, nil for none.
 	Log *slog.Logger
@@ -111,7 +111,7 @@ func (e *Exit) serveOffer(ctx context.Context, log *slog.Logger, in offer) {
 		return
 	}
 	if e.OnSession != nil {
-		if ended := e.OnSession(far); ended != nil {
+		if ended := e.OnSession(in.Service(), far); ended != nil {
 			defer ended()
 		}
 	}

@@ -58,6 +58,16 @@ func newRelay(t *testing.T) (*machine, string) {
 	return m, await(t, invite, "the relay's invite")
 }
 
+// newPair runs two machines in the network of a relay.
+func newPair(t *testing.T) (nas, laptop *machine) {
+	t.Helper()
+	_, first := newRelay(t)
+	nas, laptop = newMachine(t), newMachine(t)
+	nas.must(JoinRequest{Invite: first, As: "nas-box"})
+	laptop.must(JoinRequest{Invite: nas.invite(), As: "laptop"}) // the first machine is an admin
+	return nas, laptop
+}
+
 func (m *machine) run(f func(context.Context) error) {
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -157,10 +167,7 @@ func (m *machine) invite() string {
 }
 
 func TestAFileGoesThroughBothWaysAndHalfCloseIsKept(t *testing.T) {
-	_, first := newRelay(t)
-	nas, laptop := newMachine(t), newMachine(t)
-	nas.must(JoinRequest{Invite: first, As: "nas-box"})
-	laptop.must(JoinRequest{Invite: nas.invite(), As: "laptop"}) // the first machine is an admin
+	nas, laptop := newPair(t)
 
 	nas.hold(ExposeRequest{Target: reverser(t), Name: "nas"}, "exposed")
 	e, _ := laptop.hold(ConnectRequest{Name: "nas", Local: "127.0.0.1:0"}, "listening")
@@ -403,10 +410,7 @@ func TestWhoLeavesIsNotToldThatItWasTakenOff(t *testing.T) {
 }
 
 func TestWhoAskedIsToldOfEachSession(t *testing.T) {
-	_, first := newRelay(t)
-	nas, laptop := newMachine(t), newMachine(t)
-	nas.must(JoinRequest{Invite: first, As: "nas-box"})
-	laptop.must(JoinRequest{Invite: nas.invite(), As: "laptop"})
+	nas, laptop := newPair(t)
 	ctx, end := context.WithCancel(t.Context())
 	defer end()
 	begin := func(m *machine, request any) (next func(kind string) Event) {
@@ -456,10 +460,7 @@ func TestWhoAskedIsToldOfEachSession(t *testing.T) {
 
 // A machine that stops in the midst of a transfer says so: the other side does not hold its sessions for it.
 func TestWhoStopsLeavesNoSessionBehind(t *testing.T) {
-	_, first := newRelay(t)
-	nas, laptop := newMachine(t), newMachine(t)
-	nas.must(JoinRequest{Invite: first, As: "nas-box"})
-	laptop.must(JoinRequest{Invite: nas.invite(), As: "laptop"})
+	nas, laptop := newPair(t)
 	target, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

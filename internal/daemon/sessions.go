@@ -98,16 +98,13 @@ func (d *Daemon) tellSession(s *session.Conn, service string, emit func(Event)) 
 }
 
 // exitSession tells who exposes a service of a session that has begun, if that was asked for.
-func (d *Daemon) exitSession(c forward.Conn) (ended func()) {
-	s, ok := c.(*session.Conn)
-	if !ok {
-		return nil
-	}
-	name := whole(s.Info().Service)
+func (d *Daemon) exitSession(service string, c forward.Conn) (ended func()) {
+	name := whole(service)
 	d.mu.Lock()
 	svc := d.services[serviceKey(name, false)]
 	d.mu.Unlock()
-	if svc == nil || svc.tell == nil {
+	s, ok := c.(*session.Conn)
+	if !ok || svc == nil || svc.tell == nil {
 		return nil
 	}
 	return d.tellSession(s, name, svc.tell)

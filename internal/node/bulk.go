@@ -30,7 +30,7 @@ import (
 const besideProtocol protocol.ID = "/fwd/beside/1"
 
 // besideAgain are the waits after a search that found nothing: at first the relays may not have told yet how they see us;
-// later the addresses of a TCP connection that has ended are free again (60 s in Linux).
+// at last once more, for a machine that was busy.
 var besideAgain = [...]time.Duration{2 * time.Second, 10 * time.Second, 30 * time.Second, 75 * time.Second}
 
 // besideRest is the least time between two searches in one network.
