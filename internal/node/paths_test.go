@@ -133,8 +133,9 @@ func TestADirectPathThatBeganSlowlyIsMeasuredAgainSoon(t *testing.T) {
 			pp.best = l
 		}
 	}
+	relayed := !pp.best.direct()
 	a.paths.mu.Unlock()
-	if direct() {
+	if !relayed {
 		t.Fatal("no relayed connection is left")
 	}
 	for _, l := range slow {

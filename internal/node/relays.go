@@ -4,20 +4,15 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
-	"net"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/event"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	circuit "github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/client"
-	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/proto"
-	ma "github.com/multiformats/go-multiaddr"
-	madns "github.com/multiformats/go-multiaddr-dns"
 )
 
 // Reservations, by an own loop for each relay: libp2p's AutoRelay waits for AutoNAT, knows a back-off
@@ -47,9 +42,6 @@ const (
 	renewAtLeast = time.Minute
 	// missingRetry is how long a failed dial of the other transport rests, and the most that one rests after a loss.
 	missingRetry = 5 * time.Minute
-	// retireEvery is how often an old connection to a relay is looked at: circuits move on within a
-	// second or two of a better path.
-	retireEvery = time.Second
 )
 
 // relayLoops are the relays that this node holds or seeks reservations at.
@@ -283,168 +275,6 @@ func renewAfter(left time.Duration) time.Duration {
 func isClockSkew(err error) bool {
 	var re circuit.ReservationError
 	return errors.As(err, &re) && strings.Contains(re.Reason, "expiration date in the past")
-}
-
-// dialBeside dials the relay by the transports that it is not connected by yet, from the listen ports,
-// and over IPv4 even if it is reached by IPv6: nobody knows else at which addresses our ports are mapped.
-func (n *Node) dialMissing(ctx context.Context, id peer.ID) {
-	relay, ok := n.relayInfo(id)
-	if !ok {
-		return
-	}
-	n.nat.look(ctx)
-	dialling, cancel := context.WithTimeout(ctx, reserveWithin)
-	defer cancel()
-	var dials sync.WaitGroup
-	for _, transport := range []string{"quic-v1", "tcp"} {
-		dials.Go(func() {
-			for _, a := range n.resolved(dialling, relay.Addrs, transport) {
-				if n.connectedBy(id, transport, isIPv4(a)) {
-					continue
-				}
-				if err := n.dialDirect(dialling, id, a); err != nil {
-					n.log.Debug("no further connection to the relay", "relay", id, "addr", a, "err", err)
-				}
-			}
-		})
-	}
-	dials.Wait()
-	n.nat.look(ctx)
-}
-
-// connectedBy says whether there is a connection to p by a transport, with v4 over IPv4.
-func (n *Node) connectedBy(p peer.ID, transport string, v4 bool) bool {
-	return slices.ContainsFunc(n.paths.links(p), func(l *link) bool {
-		a := l.conn.RemoteMultiaddr()
-		return l.direct() && !l.retiring.Load() && transportOf(a) == transport && (!v4 || isIPv4(a))
-	})
-}
-
-// resolved are the IP addresses of one transport behind a relay's addresses, IPv4 first.
-func (n *Node) resolved(ctx context.Context, addrs []ma.Multiaddr, transport string) (v4 []ma.Multiaddr) {
-	var v6 []ma.Multiaddr
-	for _, a := range addrs {
-		if a, _ = peer.SplitAddr(a); len(a) == 0 || transportOf(a) != transport {
-			continue
-		}
-		found, err := madns.DefaultResolver.Resolve(ctx, a)
-		if err != nil {
-			n.log.Debug("relay's name not resolved", "addr", a, "err", err)
-		}
-		for _, a := range found {
-			if isIPv4(a) {
-				v4 = append(v4, a)
-			} else {
-				v6 = append(v6, a)
-			}
-		}
-	}
-	return append(v4, v6...)
-}
-
-func isIPv4(a ma.Multiaddr) bool { return len(a) > 0 && a[0].Protocol().Code == ma.P_IP4 }
-
-// renewLinks dials the relay anew by each transport and closes the old connections once they carry no
-// circuit. After a change of network the old ones may live on (QUIC survives it), but the relay goes
-// on seeing them at the old address, which nobody can punch to.
-//
-// It returns when the first one is there, or none came.
-func (n *Node) renewLinks(ctx context.Context, id peer.ID) {
-	done := make(chan struct{})
-	if !n.tasks.start(func() { n.redial(ctx, id, sync.OnceFunc(func() { close(done) })) }) {
-		return
-	}
-	select {
-	case <-done:
-	case <-ctx.Done():
-	}
-}
-
-func (n *Node) redial(ctx context.Context, id peer.ID, done func()) {
-	defer done()
-	old := n.paths.links(id)
-	relay, _ := n.relayInfo(id)
-	ctx, cancel := context.WithTimeout(ctx, reserveWithin)
-	defer cancel()
-	defer context.AfterFunc(n.network.ctx(), cancel)()
-	var wg sync.WaitGroup
-	var any atomic.Bool
-	for _, transport := range []string{"quic-v1", "tcp"} {
-		wg.Go(func() {
-			fits := func(a ma.Multiaddr) bool { return transportOf(a) == transport && !isWeb(a) }
-			before := slices.DeleteFunc(slices.Clone(old), func(l *link) bool { return !fits(l.conn.RemoteMultiaddr()) })
-			stands := transport == "tcp" && slices.ContainsFunc(before, n.stands)
-			if !stands && !n.dialAny(ctx, relay, fits) {
-				return
-			}
-			any.Store(true)
-			done()
-			if !stands {
-				n.retire(before)
-			}
-		})
-	}
-	wg.Wait()
-	if !any.Load() {
-		n.dialAny(ctx, relay, isWeb) // only where nothing else gets out
-	}
-}
-
-// stands says whether a TCP connection to a relay is as good as a new one: it answers, and comes from the address that
-// the system would use now. TCP does not move to another address, so the relay sees it where it is. And it holds the
-// listen port's place: another one would come from a port of which no punch can be made.
-func (n *Node) stands(l *link) bool {
-	return l.direct() && !l.retiring.Load() && n.addrs.ownPort(l.conn) && fromHere(l.conn) && n.paths.check(l)
-}
-
-// fromHere says whether a new connection to the same address would come from the same one of ours.
-func fromHere(c network.Conn) bool {
-	local, ok := addrPortOf(c.LocalMultiaddr())
-	remote, ok2 := addrPortOf(c.RemoteMultiaddr())
-	if !ok || !ok2 {
-		return false
-	}
-	probe, err := net.Dial("udp", remote.String()) // sends nothing
-	if err != nil {
-		return false
-	}
-	defer probe.Close()
-	return unmapped(probe.LocalAddr().(*net.UDPAddr).AddrPort()).Addr() == local.Addr()
-}
-
-// dialAny dials a relay's addresses that fit until one answers.
-func (n *Node) dialAny(ctx context.Context, relay peer.AddrInfo, fits func(ma.Multiaddr) bool) bool {
-	return slices.ContainsFunc(relay.Addrs, func(a ma.Multiaddr) bool {
-		a, _ = peer.SplitAddr(a)
-		return len(a) > 0 && fits(a) && n.dialDirect(ctx, relay.ID, a) == nil
-	})
-}
-
-// retire closes connections to a relay as soon as they carry no circuit. What goes on at once on the new
-// ones, a reservation among it, may still be made over an old one.
-func (n *Node) retire(old []*link) {
-	old = slices.DeleteFunc(old, func(l *link) bool { return l.retiring.Swap(true) })
-	n.tasks.start(func() {
-		for {
-			old = slices.DeleteFunc(old, func(l *link) bool {
-				if !l.conn.IsClosed() && carriesCircuit(l.conn) {
-					return false
-				}
-				l.conn.Close()
-				return true
-			})
-			if len(old) == 0 || !sleep(n.ctx, retireEvery) {
-				return
-			}
-		}
-	})
-}
-
-// carriesCircuit says whether c carries a circuit, or a reservation is being made over it.
-func carriesCircuit(c network.Conn) bool {
-	return slices.ContainsFunc(c.GetStreams(), func(s network.Stream) bool {
-		return s.Protocol() == proto.ProtoIDv2Hop || s.Protocol() == proto.ProtoIDv2Stop
-	})
 }
 
 // setLoop notes how far the loop is, and announces the circuit address where that changed.
