@@ -79,6 +79,9 @@ func TestStrangersConnectionEndsUnlessAllowed(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	for _, n := range []*Node{passing, welcome, late} { // by QUIC who dials knows it first
+		eventually(t, "connected on the other side", func() bool { return len(b.parts.swarm.ConnsToPeer(n.self)) > 0 })
+	}
 	m.set(late.self, true) // joins in time
 	eventually(t, "the stranger's connection is closed", func() bool { return len(b.parts.swarm.ConnsToPeer(passing.self)) == 0 })
 	if took := time.Since(start); took < strangerLife/2 {
