@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/event"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
@@ -244,12 +245,21 @@ func TestIdentifyTellsMembersMoreThanStrangers(t *testing.T) {
 	b := m.join(Config{Announce: []ma.Multiaddr{private}})
 	stranger, member := func() *Node { n, _ := m.start(Config{}); return n }(), m.join(Config{})
 	for _, n := range []*Node{stranger, member} {
+		identified, err := n.Host().EventBus().Subscribe(new(event.EvtPeerIdentificationCompleted))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer identified.Close()
 		if err := n.ConnectStranger(t.Context(), peer.AddrInfo{ID: b.self, Addrs: b.ListenAddrs()}); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "identified", func() bool {
-			protos, _ := n.Host().Peerstore().GetProtocols(b.self)
-			return len(protos) > 0
+		eventually(t, "identified", func() bool { // its event comes after the addresses; the protocols come before them
+			select {
+			case e := <-identified.Out():
+				return e.(event.EvtPeerIdentificationCompleted).Peer == b.self
+			default:
+				return false
+			}
 		})
 	}
 	if ma.Contains(stranger.Host().Peerstore().Addrs(b.self), private) {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/event"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
@@ -321,10 +322,22 @@ func TestStrangersAreNotToldPrivateAddresses(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	a := newAttacker(t, w, 95)
+	identified, err := a.EventBus().Subscribe(new(event.EvtPeerIdentificationCompleted))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer identified.Close()
 	if err := a.dial(w.nasID()); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "identified", func() bool { p, _ := a.Peerstore().GetProtocols(w.nasID()); return len(p) > 0 })
+	eventually(t, "identified", func() bool { // its event comes after the addresses; the protocols come before them
+		select {
+		case e := <-identified.Out():
+			return e.(event.EvtPeerIdentificationCompleted).Peer == w.nasID()
+		default:
+			return false
+		}
+	})
 	for _, addr := range a.Peerstore().Addrs(w.nasID()) {
 		if !strings.HasPrefix(addr.String(), "/ip4/127.") && !strings.HasPrefix(addr.String(), "/ip6/::1/") {
 			t.Errorf("a stranger on loopback was told %s", addr)
