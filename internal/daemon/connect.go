@@ -155,10 +155,10 @@ func (d *Daemon) connectStdio(ctx context.Context, f *forwarding, req ConnectReq
 	} else if err != nil {
 		return d.unreachable(d.nameOf(f.peer()), err)
 	}
+	local := stream.take()
 	emit(Event{Event: "open", Service: f.word, Peer: f.peer().String()})
 	d.addForward(f)
 	defer d.removeForward(f)
-	local := stream.take()
 	stop := context.AfterFunc(ctx, func() {
 		local.Close()
 		forward.Reset(conn)

@@ -32,10 +32,16 @@ type machine struct {
 // newMachine runs a background daemon, which never ends by itself here.
 func newMachine(t *testing.T) *machine {
 	t.Helper()
+	return newLingering(t, 0)
+}
+
+// newLingering runs one that ends so long after its last wish.
+func newLingering(t *testing.T, linger time.Duration) *machine {
+	t.Helper()
 	m := &machine{t, Home{State: shortTemp(t)}}
 	ready := make(chan struct{})
 	m.run(func(ctx context.Context) error {
-		return run(ctx, m.home, options{ready: func() { close(ready) }})
+		return run(ctx, m.home, options{linger: linger, ready: func() { close(ready) }})
 	})
 	await(t, ready, "the daemon's socket")
 	return m

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"net"
 	"os"
 	"sync"
@@ -67,13 +66,8 @@ func (d *Daemon) serveWish(ctx context.Context, conn net.Conn) {
 	}
 	defer d.wish()()
 
-	// The client says nothing more, but for the bytes of `connect -`: there
-	// the command reads on, so the watch for the client's end starts only
-	// when the command does not take the connection.
-	stream := &wishStream{Conn: conn, r: r, gone: func() { cancel(errClientGone) }}
-	if !wantsStream(req) {
-		stream.watch()
-	}
+	stream := &wishStream{Conn: conn, r: r, gone: func() { cancel(errClientGone) }, watched: make(chan struct{})}
+	go stream.watch() // ends with the connection, which serveSocket closes, or with take
 	err = d.do(ctx, req, w.event, stream)
 	switch {
 	case stream.taken():
@@ -94,37 +88,33 @@ var (
 	errStopped = errors.New("stopped")
 )
 
-func wantsStream(req Request) bool {
-	if req.Command != "connect" {
-		return false
-	}
-	var args ConnectRequest
-	return json.Unmarshal(req.Args, &args) == nil && args.Local == "-"
-}
-
 // wishStream is the client's connection as a command sees it.
 type wishStream struct {
 	net.Conn
-	r    *bufio.Reader
-	gone func()
+	r       *bufio.Reader
+	gone    func()
+	watched chan struct{} // closed when watch has ended
 
 	mu    sync.Mutex
 	owned bool
 }
 
-// watch notes when the client goes.
+// watch notes when the client goes: once it has asked it says nothing more, but for what take is for.
 func (s *wishStream) watch() {
-	go func() { // ends with the connection, which serveSocket closes
-		io.Copy(io.Discard, s.r)
+	defer close(s.watched)
+	if _, err := s.r.Peek(1); err == nil || !s.taken() {
 		s.gone()
-	}()
+	}
 }
 
-// take hands the connection to the command, for the session's bytes.
+// take hands the connection to the command, for the session's bytes. The client must not know yet that it may send them.
 func (s *wishStream) take() net.Conn {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.owned = true
+	s.mu.Unlock()
+	s.SetReadDeadline(time.Unix(1, 0)) // long ago: ends watch
+	<-s.watched
+	s.SetReadDeadline(time.Time{})
 	return s.Conn
 }
 
@@ -152,6 +142,7 @@ func (w *eventWriter) write(v any) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.conn.SetWriteDeadline(time.Now().Add(eventTimeout))
+	defer w.conn.SetWriteDeadline(time.Time{}) // the session of `connect -` writes here as long as it likes
 	if _, err = w.conn.Write(append(line, '\n')); err != nil {
 		w.conn.Close() // half a line may be out: the client asks anew
 	}

@@ -479,3 +479,26 @@ func TestASessionOverStandardInputEndsWithItsCommand(t *testing.T) {
 		}
 	}
 }
+
+// A command that gives up while its session still waits for the machine leaves nothing behind.
+func TestGivingUpOnAMachineThatIsOffEndsTheWish(t *testing.T) {
+	_, first := newRelay(t)
+	nas, laptop := newMachine(t), newLingering(t, lingerAfterLastWish)
+	nas.must(JoinRequest{Invite: first, As: "nas-box"})
+	laptop.must(JoinRequest{Invite: nas.invite(), As: "laptop"})
+	nas.hold(ExposeRequest{Target: echo(t, "tcp", "127.0.0.1:0"), Name: "ssh"}, "exposed")
+	laptop.must(PingRequest{Name: "nas-box", Count: 1})
+	nas.must(StopRequest{})
+	c, err := Dial(t.Context(), laptop.home)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, giveUp := context.WithCancel(t.Context())
+	if _, err := c.Stream(ctx, ConnectRequest{Name: "nas-box", Local: "-"}, func(Event) { giveUp() }); err == nil {
+		t.Fatal("a machine that is off was reached")
+	}
+	eventually(t, "the daemon is idle", func() bool {
+		_, err := laptop.call(StopRequest{IfIdle: true})
+		return err == nil
+	})
+}
