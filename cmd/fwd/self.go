@@ -43,8 +43,7 @@ and connect. It ends by itself a minute after the last of them.`,
 		Args:        noArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
-			err := a.askRunning(ctx, daemon.StopRequest{}, a.tell)
-			if err != nil && !errors.Is(err, daemon.ErrLost) {
+			if err := daemon.Stop(ctx, a.home); err != nil {
 				return err
 			}
 			return a.awaitEnd(ctx)

@@ -15,7 +15,8 @@ import (
 // long as its connection: when the client goes, the wish ends. After the event
 // "open" of `connect -` the connection carries the session's bytes.
 
-// APIVersion counts changes that an older client or daemon would misread.
+// APIVersion counts changes that an older client or daemon would misread. Greeting, Request, the command "stop" and the
+// events "done" and "error" never change: so that a new binary can end an old daemon.
 const APIVersion = 1
 
 // A Greeting is the daemon's first line.

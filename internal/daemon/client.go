@@ -30,6 +30,33 @@ type Client struct {
 
 // Dial reaches the daemon of home. It fails with ErrNoDaemon at once if none runs.
 func Dial(ctx context.Context, home Home) (*Client, error) {
+	c, err := reach(ctx, home)
+	if err != nil {
+		return nil, err
+	}
+	if c.Greeting.API != APIVersion {
+		c.conn.Close()
+		return nil, &Failure{Code: "version", Exit: ExitFailed,
+			What: fmt.Sprintf("daemon %s is running, this is %s, and they do not understand each other", c.Greeting.Version, Version()),
+			Hint: "end it, and the next command starts the new one: fwd stop"}
+	}
+	return c, nil
+}
+
+// Stop tells the daemon of home to end, whatever its version. AwaitEnd waits until it has.
+func Stop(ctx context.Context, home Home) error {
+	c, err := reach(ctx, home)
+	if err != nil {
+		return err
+	}
+	if err := c.Call(ctx, StopRequest{}, nil); !errors.Is(err, ErrLost) {
+		return err
+	}
+	return nil // it has ended before it could say so
+}
+
+// reach is Dial for what daemons of all versions understand.
+func reach(ctx context.Context, home Home) (*Client, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", home.Socket())
 	if err != nil {
@@ -50,12 +77,6 @@ func Dial(ctx context.Context, home Home) (*Client, error) {
 		return nil, fmt.Errorf("%w (%s: %v)", ErrNoDaemon, home.Socket(), err)
 	}
 	conn.SetReadDeadline(time.Time{})
-	if c.Greeting.API != APIVersion {
-		conn.Close()
-		return nil, &Failure{Code: "version", Exit: ExitFailed,
-			What: fmt.Sprintf("daemon %s is running, this is %s, and they do not understand each other", c.Greeting.Version, Version()),
-			Hint: "end it, and the next command starts the new one: fwd stop"}
-	}
 	return c, nil
 }
 

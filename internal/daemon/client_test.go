@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"strings"
@@ -59,6 +60,41 @@ type deadlineConn struct {
 }
 
 func (c *deadlineConn) SetWriteDeadline(t time.Time) error { c.set++; c.last = t; return nil }
+
+// After an upgrade the daemon of before has to be ended by the new binary.
+func TestADaemonOfAnotherVersionCanBeStopped(t *testing.T) {
+	home := Home{State: shortTemp(t)}
+	l, err := net.Listen("unix", home.Socket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	asked := make(chan Request, 1)
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			fmt.Fprintf(conn, `{"api":%d,"fwd":"9.0","pid":1}`+"\n", APIVersion+1)
+			var req Request
+			if readLine(bufio.NewReader(conn), maxRequest, &req) == nil {
+				asked <- req
+				fmt.Fprintln(conn, `{"event":"done"}`)
+			}
+			conn.Close()
+		}
+	}()
+	if _, err := Dial(t.Context(), home); failureOf(err).Code != "version" || !strings.Contains(failureOf(err).Hint, "fwd stop") {
+		t.Errorf("an ordinary command: %v", err)
+	}
+	if err := Stop(t.Context(), home); err != nil {
+		t.Fatal(err)
+	}
+	if req := <-asked; req.Command != "stop" {
+		t.Errorf("asked for %q", req.Command)
+	}
+}
 
 func TestALongHomeStillHasASocket(t *testing.T) {
 	home := Home{State: "/" + strings.Repeat("long/", 40)}

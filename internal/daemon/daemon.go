@@ -228,7 +228,7 @@ func lockHome(ctx context.Context, home Home, patient bool) (*flock.Flock, error
 		case !patient || time.Now().After(end):
 			return nil, errLocked
 		}
-		if c, err := Dial(ctx, home); err == nil {
+		if c, err := reach(ctx, home); err == nil {
 			c.Close()
 			return nil, errLocked
 		}
@@ -243,7 +243,7 @@ func lockHome(ctx context.Context, home Home, patient bool) (*flock.Flock, error
 // AwaitEnd waits until no daemon has the home.
 func AwaitEnd(ctx context.Context, home Home) error {
 	for {
-		c, err := Dial(ctx, home)
+		c, err := reach(ctx, home)
 		if err == nil {
 			c.Close()
 		} else if errors.Is(err, ErrNoDaemon) {

@@ -80,7 +80,7 @@ func Networks(ctx context.Context, h Home) ([]NetworkEntry, error) {
 
 func entryOf(ctx context.Context, h Home) NetworkEntry {
 	e := NetworkEntry{Home: h.State}
-	if c, err := Dial(ctx, h); err == nil {
+	if c, err := reach(ctx, h); err == nil {
 		c.Close()
 		e.Running = true
 	}
@@ -182,9 +182,7 @@ func AddNetwork(ctx context.Context, h Home, code string, join func(Home) (netwo
 		return h, err
 	}
 	network, joined := join(home)
-	if c, err := Dial(ctx, home); err == nil {
-		c.Call(ctx, StopRequest{}, nil)
-	}
+	Stop(ctx, home) // none: it may have ended by itself
 	// Without the daemon the folder can be moved, and the next command starts one there.
 	if err := AwaitEnd(ctx, home); err != nil {
 		return home, err

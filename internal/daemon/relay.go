@@ -243,7 +243,7 @@ func sameAddrs(a, b []ma.Multiaddr) bool {
 // yieldToForeground ends an idle background daemon of this home, so that a
 // command before `fwd relay` or `fwd up` does not bar it.
 func yieldToForeground(ctx context.Context, home Home) error {
-	c, err := Dial(ctx, home)
+	c, err := reach(ctx, home)
 	if errors.Is(err, ErrNoDaemon) {
 		return nil
 	} else if err != nil {
@@ -258,7 +258,7 @@ func yieldToForeground(ctx context.Context, home Home) error {
 	}
 	// Its lock goes when the process does.
 	for wait := time.Now().Add(stopTimeout); time.Now().Before(wait) && ctx.Err() == nil; {
-		c, err := Dial(ctx, home)
+		c, err := reach(ctx, home)
 		if errors.Is(err, ErrNoDaemon) {
 			return nil
 		}
