@@ -133,7 +133,11 @@ const (
 func withSignals(parent context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(parent)
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	for _, s := range []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP} {
+		if !signal.Ignored(s) { // nohup has SIGHUP ignored, and so it stays
+			signal.Notify(signals, s)
+		}
+	}
 	go func() { // ends with the process
 		s := <-signals
 		signal.Stop(signals)
