@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"io"
 	"os"
 	"strings"
 	"time"
@@ -74,17 +73,17 @@ func (a *app) joinAsking(ctx context.Context, req daemon.JoinRequest) error {
 		if err == nil || daemon.FailureOf(err).Exit != daemon.ExitUsage {
 			return err
 		}
-		req.Invite, err = a.prompt("invite: ")
+		req.Invite, err = a.prompt(ctx, "invite: ")
 		if err != nil {
 			return err
 		}
 		return a.join(ctx, req)
 	}
-	text, err := io.ReadAll(io.LimitReader(a.stdin, maxSecret))
+	text, err := a.readInput(ctx)
 	if err != nil {
 		return failed("fwd join --file FILE", "read the invite from standard input: %v", err)
 	}
-	req.Invite = strings.TrimSpace(string(text))
+	req.Invite = strings.TrimSpace(text)
 	return a.join(ctx, req)
 }
 

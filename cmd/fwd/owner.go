@@ -1,8 +1,8 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
-	"io"
 	"os"
 	"strings"
 
@@ -40,7 +40,7 @@ for, or read from --passphrase-file or FWD_PASSPHRASE.`,
 	}
 	cmd.Flags().StringVar(&file, "passphrase-file", "", "read the passphrase from `FILE`")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		passphrase, err := a.passphrase(file, true)
+		passphrase, err := a.passphrase(cmd.Context(), file, true)
 		if err != nil {
 			return err
 		}
@@ -79,14 +79,12 @@ input. This machine then owns the network, and the one that did no longer does.`
 		if len(args) == 1 {
 			text, err = readSecret(args[0])
 		} else {
-			var b []byte
-			b, err = io.ReadAll(io.LimitReader(a.stdin, maxSecret))
-			text = string(b)
+			text, err = a.readInput(cmd.Context())
 		}
 		if err != nil {
 			return err
 		}
-		passphrase, err := a.passphrase(file, false)
+		passphrase, err := a.passphrase(cmd.Context(), file, false)
 		if err != nil {
 			return err
 		}
@@ -131,7 +129,7 @@ see first that the clock is right.`,
 
 // passphrase reads it from a file, the environment, or the terminal, there twice if it
 // is a new one.
-func (a *app) passphrase(file string, twice bool) (string, error) {
+func (a *app) passphrase(ctx context.Context, file string, twice bool) (string, error) {
 	if file != "" {
 		return readSecret(file)
 	}
@@ -141,12 +139,12 @@ func (a *app) passphrase(file string, twice bool) (string, error) {
 	if !a.mayPrompt() {
 		return "", usageError("--passphrase-file FILE, or FWD_PASSPHRASE", "no passphrase, and no terminal to ask for one")
 	}
-	p, err := a.promptHidden("passphrase: ")
+	p, err := a.promptHidden(ctx, "passphrase: ")
 	if err != nil {
 		return "", err
 	}
 	if twice {
-		again, err := a.promptHidden("again: ")
+		again, err := a.promptHidden(ctx, "again: ")
 		if err != nil {
 			return "", err
 		}

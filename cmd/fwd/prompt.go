@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -20,26 +21,65 @@ func (a *app) mayPrompt() bool {
 }
 
 // prompt asks for one line on the terminal.
-func (a *app) prompt(question string) (string, error) {
+func (a *app) prompt(ctx context.Context, question string) (string, error) {
 	a.out.endProgress()
 	fmt.Fprint(a.out.stderr, question)
-	line, err := bufio.NewReader(a.stdin).ReadString('\n')
+	line, err := unless(ctx, func() (string, error) { return bufio.NewReader(a.stdin).ReadString('\n') })
 	if err != nil {
 		fmt.Fprintln(a.out.stderr)
-		return "", usageError("", "no answer")
+		return "", noAnswer(ctx)
 	}
 	return strings.TrimSpace(line), nil
 }
 
 // promptHidden asks for a line that is not shown.
-func (a *app) promptHidden(question string) (string, error) {
+func (a *app) promptHidden(ctx context.Context, question string) (string, error) {
 	fmt.Fprint(a.out.stderr, question)
-	line, err := term.ReadPassword(int(a.stdin.Fd()))
+	fd := int(a.stdin.Fd())
+	shown, stateErr := term.GetState(fd)
+	line, err := unless(ctx, func() ([]byte, error) { return term.ReadPassword(fd) })
 	fmt.Fprintln(a.out.stderr)
 	if err != nil {
-		return "", usageError("", "no answer")
+		if stateErr == nil {
+			term.Restore(fd, shown) // ReadPassword does, but only once it ends
+		}
+		return "", noAnswer(ctx)
 	}
 	return string(line), nil
+}
+
+func noAnswer(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return usageError("", "no answer")
+}
+
+// readInput reads a secret from standard input, to its end.
+func (a *app) readInput(ctx context.Context) (string, error) {
+	b, err := unless(ctx, func() ([]byte, error) { return io.ReadAll(io.LimitReader(a.stdin, maxSecret)) })
+	return string(b), err
+}
+
+// unless gives what read returns, unless ctx ends first. A terminal or pipe cannot be made to let go of its reader: that
+// goroutine ends with the process.
+func unless[T any](ctx context.Context, read func() (T, error)) (T, error) {
+	type result struct {
+		got T
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		got, err := read()
+		done <- result{got, err}
+	}()
+	select {
+	case r := <-done:
+		return r.got, r.err
+	case <-ctx.Done():
+		var none T
+		return none, ctx.Err()
+	}
 }
 
 // readSecret reads a file that holds an invite, passphrase or backup.

@@ -63,7 +63,7 @@ fwd relay --listen 4001 --listen 443 --announce vps.example.org`,
 		var f *daemon.Failure
 		if errors.As(err, &f) && f.Exit == daemon.ExitUsage && len(req.Announce) == 0 && strings.Contains(f.Hint, "--announce") && a.mayPrompt() {
 			a.out.story("%s", f.What)
-			host, err := a.prompt("public address or domain name of this machine: ")
+			host, err := a.prompt(cmd.Context(), "public address or domain name of this machine: ")
 			if err != nil {
 				return err
 			}
