@@ -51,6 +51,27 @@ func TestOneRouterThatMapsPortsMakesSymmetricHomesMeet(t *testing.T) {
 	}
 }
 
+// What the reason of a relayed path advises where nothing can be punched.
+func TestAPortForwardedByHandMakesSymmetricHomesMeet(t *testing.T) {
+	t.Parallel()
+	l := lab.New(t)
+	a, b := l.Home("a", lab.Symmetric, slow()), l.Home("b", lab.Symmetric, slow())
+	relays := oneRelay(t, l)
+	pa := startPlayer(t, a.Host("a"), playerSpec{Number: 2, Relays: relays})
+	pb := startPlayer(t, b.Host("b"), playerSpec{Number: 3, Relays: relays})
+	a.ForwardByHand(4001, pa.host)
+	pa.ready()
+	pb.ready()
+	for _, pair := range [][2]*player{{pa, pb}, {pb, pa}} {
+		m := pair[0].meet(pair[1], knownCeiling)
+		if m.Route != "direct" || m.Direct > openCeiling {
+			t.Errorf("%s to %s: %+v", pair[0].host.Name(), pair[1].host.Name(), m)
+		}
+		t.Logf("%s to %s in %v by %s %s", pair[0].host.Name(), pair[1].host.Name(), m.Direct.Round(time.Millisecond), m.Transport, m.Remote)
+		pair[0].part(pair[1])
+	}
+}
+
 // Homes of one carrier meet at the addresses that it gave their routers, which is where these open ports.
 func TestRoutersThatMapPortsMakeOneCarriersHomesMeet(t *testing.T) {
 	t.Parallel()

@@ -267,9 +267,15 @@ func classify(seen map[*link]observation, local []ma.Multiaddr, transport string
 	ports := make(map[string]bool)
 	ours := true
 	var found []observed
+	outside := make(map[string]bool) // address families in which somebody sees us from outside our network
+	for _, o := range seen {
+		if transportOf(o.addr) == transport && manet.IsPublicAddr(o.addr) {
+			outside[o.addr[0].Protocol().Name] = true
+		}
+	}
 	for l, o := range seen {
-		if transportOf(o.addr) != transport {
-			continue
+		if transportOf(o.addr) != transport || outside[o.addr[0].Protocol().Name] && !manet.IsPublicAddr(o.addr) {
+			continue // a relay in our own network sees us before any NAT
 		}
 		found = append(found, observed{o.addr, l.since})
 		observers[hostOf(l.conn.RemoteMultiaddr())] = true

@@ -39,6 +39,7 @@ func TestMappingIsToldByWhatDifferentRelaysSee(t *testing.T) {
 		{"one relay, port kept", seen("7.0.0.1", "/ip4/7.1.0.1/udp/4001"), punch.Unknown, true},
 		{"one relay, another port", seen("7.0.0.1", "/ip4/7.1.0.1/udp/5001"), punch.Unknown, false},
 		{"two relays agree", seen("7.0.0.1", "/ip4/7.1.0.1/udp/5001", "7.0.0.2", "/ip4/7.1.0.1/udp/5001"), punch.Independent, false},
+		{"a relay in our own network sees no NAT", seen("192.168.1.1", "/ip4/192.168.1.2/udp/4001", "7.0.0.1", "/ip4/7.1.0.1/udp/5001"), punch.Unknown, false},
 		{"two relays differ", seen("7.0.0.1", "/ip4/7.1.0.1/udp/5001", "7.0.0.2", "/ip4/7.1.0.1/udp/5002"), punch.Dependent, false},
 	} {
 		got := classify(c.seen, local, "quic-v1")

@@ -1,11 +1,13 @@
 package punch
 
 import (
+	"net"
 	"net/netip"
 	"slices"
 	"time"
 
 	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 )
 
 // The ladder's steps (nat.md §8). Both sides compute the same plan from the same two reports, so that
@@ -19,9 +21,10 @@ const (
 	StepFresh   = "fresh"   // simultaneous open from sockets without a past
 	StepPredict = "predict" // meet at the ports that a sequential NAT will give next
 	StepGuess   = "guess"   // meet by chance: many sockets here, many ports there
+	StepForward = "forward" // dial the port that somebody may have forwarded by hand
 )
 
-var knownSteps = map[string]bool{StepDirect: true, StepOpen: true, StepFresh: true, StepPredict: true, StepGuess: true}
+var knownSteps = map[string]bool{StepDirect: true, StepOpen: true, StepFresh: true, StepPredict: true, StepGuess: true, StepForward: true}
 
 const (
 	// directFor is how long confirmed addresses are dialled, and directAlone how long without anything
@@ -101,6 +104,7 @@ type Plan struct{ Steps []Step }
 
 // MakePlan is the plan for the peer with the lower ID, whose report is low, and the other.
 func MakePlan(low, high Report) Plan {
+	low, high = outside(low, high)
 	var p Plan
 	at := time.Duration(0)
 	knows := func(step string) bool {
@@ -120,6 +124,9 @@ func MakePlan(low, high Report) Plan {
 	}
 	if knows(StepGuess) && further == nil {
 		further = guessSteps(low, high, at)
+	}
+	if knows(StepForward) {
+		further = append(further, forwardSteps(low, high, at)...)
 	}
 	if knows(StepFresh) {
 		further = append(further, freshSteps(low, high, at)...)
@@ -191,6 +198,81 @@ func neighbours(a, b Report) bool {
 		}
 	}
 	return false
+}
+
+// outside are both reports without the private addresses at which a relay in a side's own network sees it, where they lead
+// the other side to somebody else's machine. Sides that are both seen so may well be in one network with that relay,
+// whatever its subnets.
+func outside(a, b Report) (Report, Report) {
+	if neighbours(a, b) || a.inside() && b.inside() {
+		return a, b
+	}
+	return a.public(), b.public()
+}
+
+// inside says whether relays see the side at private addresses alone.
+func (r Report) inside() bool {
+	return len(r.UDP.Observed)+len(r.TCP.Observed) > 0 && len(r.UDP.public().Observed)+len(r.TCP.public().Observed) == 0
+}
+
+func (r Report) public() Report {
+	was, _ := r.UDP.seen4()
+	r.UDP, r.TCP = r.UDP.public(), r.TCP.public()
+	if is, _ := r.UDP.seen4(); is != was {
+		r.Fresh = 0 // it is at the address that was
+	}
+	return r
+}
+
+func (t Transport) public() Transport {
+	seen := slices.DeleteFunc(slices.Clone(t.Observed), func(a ma.Multiaddr) bool { return !manet.IsPublicAddr(a) })
+	if len(seen) == 0 {
+		return Transport{} // what a relay inside sees says nothing of the NAT
+	}
+	t.Observed = seen
+	return t
+}
+
+// forwardSteps dial the port that a side listens on at its public address, in case its router forwards it: somebody may
+// have followed a reason's advice. It is done where nothing else can work but luck, and only to NATs that use another
+// port for each destination: another router that gets such a packet unasked may give that port to nobody else for a while.
+func forwardSteps(low, high Report, at time.Duration) []Step {
+	if canOpen(low.UDP, high.UDP) || !reaches(low, "quic-v1") || !reaches(high, "quic-v1") {
+		return nil
+	}
+	s := Step{Name: StepForward, At: at, For: directFor}
+	for _, steps := range predictSteps(low, high, at) {
+		s.At = steps.At + steps.For // a dial uses up a port that was foretold
+	}
+	dials := func(other Report) []Dial {
+		seen, ok := other.UDP.seen4()
+		port := other.port4()
+		if !ok || port == 0 || other.UDP.Mapping != Dependent {
+			return nil
+		}
+		to, err := manet.FromNetAddr(net.UDPAddrFromAddrPort(withPort(seen, port)))
+		if err != nil {
+			return nil
+		}
+		return []Dial{{Addr: to.Encapsulate(quicV1)}}
+	}
+	s.Low.Dials, s.High.Dials = dials(high), dials(low)
+	if len(s.Low.Dials)+len(s.High.Dials) == 0 {
+		return nil
+	}
+	return []Step{s}
+}
+
+var quicV1 = ma.StringCast("/quic-v1")
+
+// port4 is the UDP port on which the side's IPv4 interfaces listen; 0: not known.
+func (r Report) port4() uint16 {
+	for _, a := range r.LAN {
+		if ap, ok := addrPort(a); ok && transportOf(a) == "quic-v1" && ap.Addr().Is4() {
+			return ap.Port()
+		}
+	}
+	return 0
 }
 
 // openDials are the addresses that self opens to. Confirmed ones are among them: a firewall may stand

@@ -128,6 +128,69 @@ func sequence(r Report, last uint16, step int) Report {
 
 func fresh(r Report, port uint16) Report { r.Fresh = port; return r }
 
+// indoors is a side that its relays see at its own private address.
+func indoors(r Report) Report {
+	r.UDP.Observed = []ma.Multiaddr{ma.StringCast("/ip4/192.168.1.7/udp/4001/quic-v1")}
+	r.TCP.Observed = []ma.Multiaddr{ma.StringCast("/ip4/192.168.1.7/tcp/4001")}
+	return r
+}
+
+// What a relay in one side's network sees of it is the address of somebody else's machine in the other's.
+func TestPrivateAddressesAreNotSentToFromOutside(t *testing.T) {
+	inside := indoors(fresh(strict(nat(1, None, true)), 50001))
+	random := strict(nat(3, Dependent, false))
+	if p := MakePlan(inside, random); len(p.Steps) > 0 {
+		t.Errorf("from another network:\n%s", text(p))
+	}
+	both := with(inside, func(r *Report) { r.UDP.Observed = append(r.UDP.Observed, random.UDP.Observed...) })
+	both.UDP.Mapping = Independent
+	for _, other := range []Report{strict(nat(2, Independent, true)), strict(nat(2, Dependent, false))} {
+		p := MakePlan(both, other)
+		if len(p.Steps) == 0 {
+			t.Error("nothing is tried at the public address")
+		}
+		for _, s := range p.Steps {
+			if what := fmt.Sprintf("%+v", s.High); strings.Contains(what, "192.168.") {
+				t.Errorf("%s: %s", s.Name, what)
+			}
+		}
+	}
+	// Two offices of one company, and its relay: one private network of several subnets.
+	office := with(strict(nat(2, None, true)), func(r *Report) {
+		r.UDP.Observed, r.TCP = []ma.Multiaddr{ma.StringCast("/ip4/10.20.0.9/udp/4001/quic-v1")}, Transport{}
+	})
+	if p := MakePlan(inside, office); !strings.Contains(text(p), "/ip4/10.20.0.9/udp/4001/quic-v1") {
+		t.Errorf("in one private network:\n%s", text(p))
+	}
+}
+
+func TestPlansWithForwardedPorts(t *testing.T) {
+	can := func(r Report) Report {
+		return with(r, func(r *Report) { r.TCP, r.Steps = Transport{}, append(r.Steps, StepForward) })
+	}
+	hard, other, easy := can(strict(nat(1, Dependent, false))), can(strict(nat(2, Dependent, false))), can(strict(nat(2, Independent, true)))
+	for _, c := range []struct {
+		name, want string
+		low, high  Report
+	}{
+		{"both change ports", `forward@0: plain /ip4/7.0.0.2/udp/4001/quic-v1+0`, hard, other},
+		{"both in a row: after what is foretold", `
+predict@0: client: 16 sockets to 7.0.0.2:42018
+forward@1000: plain /ip4/7.0.0.2/udp/4001/quic-v1+0`, sequence(hard, 51000, 1), sequence(other, 42010, 1)},
+		{"one does: that one alone is dialled", `
+guess@0: client: 256 sockets to 7.0.0.2:4001
+forward@0:
+guess@10000: client: 512 sockets to 7.0.0.2:4001`, hard, easy},
+		{"an older peer", ``, hard, noTCP(strict(nat(2, Dependent, false)))},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got, want := text(MakePlan(c.low, c.high)), strings.TrimSpace(c.want); got != want {
+				t.Errorf("plan\n%s\nwant\n%s", got, want)
+			}
+		})
+	}
+}
+
 func TestPlansWithFreshPorts(t *testing.T) {
 	one, other := noTCP(strict(nat(1, Independent, true))), noTCP(strict(nat(2, Independent, true)))
 	usual := func(role, swapped string) string {
@@ -266,8 +329,10 @@ func TestReasonsNameThePairWhatWasTriedAndTheMend(t *testing.T) {
 		want []string
 	}{
 		{hard, hard, []string{"Both NATs change ports per destination", "turn on UPnP"}},
-		{easy, hard, []string{"One NAT changes ports per destination", "here one port for all destinations", "turn on UPnP or NAT-PMP on the router here, or forward UDP port 4001"}},
-		{hard, easy, []string{"One NAT changes ports per destination", "at nas one port for all destinations", "turn on UPnP or NAT-PMP on the router at nas"}},
+		{easy, hard, []string{"One NAT changes ports per destination", "here one port for all destinations", "turn on UPnP or NAT-PMP on the router here; or forward UDP port 4001 on the router at nas"}},
+		{hard, easy, []string{"One NAT changes ports per destination", "at nas one port for all destinations", "turn on UPnP or NAT-PMP on the router at nas; or forward UDP port 4001 on the router here"}},
+		{easy, easy, []string{"turn on UPnP or NAT-PMP on the router here, or forward UDP port 4001 on it"}},
+		{easy, indoors(nat(1, None, true)), []string{"No relay can tell", "at nas a relay in the same network", "a relay outside the network at nas"}},
 		{easy, with(hard, func(r *Report) { r.Steps = []string{StepDirect, StepOpen} }), []string{"guessing ports is turned off at nas, or used up for today. Would help"}},
 		{easy, block, []string{"the carrier at nas changes ports per destination"}},
 		{block, block, []string{"IPv6 or a public address"}},

@@ -254,7 +254,7 @@ func (pu *Puncher) respond(ctx context.Context, p peer.ID, s Stream) (Outcome, e
 // report is ours as the peer will read it, so that both plan from the same. theirs is nil if we do not have it yet.
 func (pu *Puncher) report(ctx context.Context, m *meeting, theirs *Report) Report {
 	r := pu.cfg.Report(ctx)
-	r.Steps = []string{StepDirect, StepOpen}
+	r.Steps = []string{StepDirect, StepOpen, StepForward}
 	if w := pu.cfg.Wire; w != nil {
 		r.Steps = append(r.Steps, StepFresh)
 		pu.freshen(ctx, m, &r, theirs)
@@ -288,6 +288,7 @@ func readReport(r io.Reader) (Report, error) {
 // there that would spoil it. Where the peer's packets will come from other ports it would do nothing
 // but use up one of ours.
 func (pu *Puncher) openNAT(m *meeting, mine, theirs Report) {
+	mine, theirs = outside(mine, theirs)
 	if to, ok := theirs.fresh4(); ok && m.fresh != nil {
 		for range openers {
 			m.fresh.Send(make([]byte, 1+tokenSize), to, openerHops)

@@ -12,7 +12,8 @@ import (
 // end is one side as a reason speaks of it.
 type end struct {
 	Report
-	where string // "here", "at nas-box"
+	where  string // "here", "at nas-box"
+	within bool   // its relays are in its own network
 }
 
 // reason puts it together. tried is what was done, empty if the plan was.
@@ -20,8 +21,10 @@ func reason(here, there Report, name, tried string) string {
 	if name == "" {
 		name = "the peer"
 	}
-	a, b := end{here, "here"}, end{there, "at " + name}
-	text := fmt.Sprintf("%s: %s %s; %s %s", pair(here, there), a.where, a.describe(), b.where, b.describe())
+	a, b := end{Report: here, where: "here"}, end{Report: there, where: "at " + name}
+	near, far := outside(here, there)
+	a.within, b.within = here.inside() && !near.inside(), there.inside() && !far.inside()
+	text := fmt.Sprintf("%s: %s %s; %s %s", pair(near, far), a.where, a.describe(), b.where, b.describe())
 	if tried == "" {
 		tried = "nothing could be tried"
 	}
@@ -67,6 +70,8 @@ func (s end) describe() string {
 	var what string
 	u := s.UDP
 	switch {
+	case s.within:
+		what = "a relay in the same network, which sees no NAT"
 	case len(u.Observed) == 0 && len(s.TCP.Observed) == 0:
 		what = "nothing is known"
 	case len(u.Observed) == 0:
@@ -95,6 +100,10 @@ func (s end) describe() string {
 // help says what would make it direct, the easiest first.
 func help(a, b end) string {
 	switch {
+	case a.within:
+		return "Would help: a relay outside the network " + a.where
+	case b.within:
+		return "Would help: a relay outside the network " + b.where
 	case len(a.UDP.Observed) == 0 && len(a.TCP.Observed) == 0 || len(b.UDP.Observed) == 0 && len(b.TCP.Observed) == 0:
 		return "Would help: a relay that can be reached from both sides"
 	case len(a.UDP.Observed) == 0:
@@ -110,9 +119,15 @@ func help(a, b end) string {
 	if best.carrier() {
 		advice = append(advice, "IPv6 or a public address on either side: these carriers change ports per destination")
 	} else {
-		advice = append(advice, best.open())
-		if other := sides[1]; other.carrier() {
+		other := sides[1]
+		// Where one NAT changes ports, only the port forwarded on that one is dialled (forwardSteps).
+		forward := best.UDP.Mapping == Dependent || other.UDP.Mapping != Dependent
+		advice = append(advice, best.open(forward))
+		switch {
+		case other.carrier():
 			advice = append(advice, "the carrier "+other.where+" changes ports per destination, which only it can end")
+		case !forward:
+			advice = append(advice, fmt.Sprintf("or forward UDP port%s on the router %s", other.port(), other.where))
 		}
 	}
 	return "Would help: " + strings.Join(advice, "; ")
@@ -137,18 +152,23 @@ func (s end) carrier() bool {
 }
 
 // open says how to let the other side in.
-func (s end) open() string {
-	port := ""
-	for _, a := range s.LAN {
-		if ap, ok := addrPort(a); ok && transportOf(a) == "quic-v1" && ap.Addr().Is4() {
-			port = fmt.Sprintf(" %d", ap.Port())
-			break
-		}
-	}
+func (s end) open(forward bool) string {
 	if s.UDP.Mapping == None {
-		return fmt.Sprintf("open UDP port%s in the firewall %s", port, s.where)
+		return fmt.Sprintf("open UDP port%s in the firewall %s", s.port(), s.where)
 	}
-	return fmt.Sprintf("turn on UPnP or NAT-PMP on the router %s, or forward UDP port%s on it", s.where, port)
+	text := "turn on UPnP or NAT-PMP on the router " + s.where
+	if forward {
+		text += fmt.Sprintf(", or forward UDP port%s on it", s.port())
+	}
+	return text
+}
+
+// port is the one that the side listens on, as a sentence goes on with it.
+func (s end) port() string {
+	if n := s.port4(); n != 0 {
+		return fmt.Sprintf(" %d", n)
+	}
+	return ""
 }
 
 // tried tells what a plan's steps did and what came back.
@@ -170,6 +190,7 @@ func tried(p Plan, m *meeting) string {
 	add("simultaneous open by UDP", dials[StepOpen+"quic-v1"])
 	add("simultaneous open by TCP", dials[StepOpen+"tcp"])
 	add("simultaneous open from fresh UDP ports", fresh)
+	add("the ports that may be forwarded", dials[StepForward+"quic-v1"])
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	add(fmt.Sprintf("%d packets to foretold ports", m.probes), m.probes > 0)
