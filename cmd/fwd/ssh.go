@@ -50,7 +50,7 @@ fwd ssh --print-config >> ~/.ssh/config    # then: scp photo.jpg nas.fwd:`,
 				printHelp(a.out.stdout, cmd)
 				return nil
 			case "--print-config":
-				a.out.answer("%s", sshConfig(self(), daemon.HomeFolder(), a.home.Network))
+				a.out.answer("%s", sshConfig(self(), daemon.HomeFolder(), a.network))
 				return nil
 			}
 		}
@@ -65,7 +65,7 @@ fwd ssh --print-config >> ~/.ssh/config    # then: scp photo.jpg nas.fwd:`,
 		if err != nil {
 			return failed("install OpenSSH's client", "there is no ssh on this machine")
 		}
-		return replaceBy(ssh, sshArgs(self(), a.home.Network, args, at))
+		return replaceBy(ssh, a.sshArgs(self(), args, at))
 	}
 	return cmd
 }
@@ -99,7 +99,7 @@ func sshHost(args []string) int {
 }
 
 // sshArgs are the words for ssh, its name first, with the destination at args[at].
-func sshArgs(self, network string, args []string, at int) []string {
+func (a *app) sshArgs(self string, args []string, at int) []string {
 	user, name, ok := strings.Cut(args[at], "@")
 	if !ok {
 		user, name = "", args[at]
@@ -108,11 +108,11 @@ func sshArgs(self, network string, args []string, at int) []string {
 	}
 	host := strings.TrimSuffix(strings.ToLower(name), ".fwd") + ".fwd"
 	alias := host
-	if network != "" {
-		alias += "." + network // the nas of another network is another machine
+	if further := a.home.Network; further != "" {
+		alias += "." + further // the nas of another network is another machine
 	}
 	words := []string{"ssh",
-		"-o", "ProxyCommand=" + proxyCommand(self, network, host),
+		"-o", "ProxyCommand=" + proxyCommand(self, a.network, host),
 		"-o", "HostKeyAlias=" + alias,
 		"-o", "CheckHostIP=no",
 	}
@@ -129,7 +129,8 @@ func proxyCommand(self, network, host string) string {
 	return commandIn(self, network) + " connect " + shellWord(host) + " -"
 }
 
-// commandIn is this program's name and, for a further network, which.
+// commandIn is this program's name and which network -n said: the first one too, since
+// the command may run where FWD_NETWORK chooses another.
 func commandIn(self, network string) string {
 	words := strings.ReplaceAll(shellWord(self), "%", "%%")
 	if network != "" {

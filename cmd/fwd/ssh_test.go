@@ -43,8 +43,21 @@ func TestSSHIsCalledWithAHostKeyByName(t *testing.T) {
 		"ssh.nas-box":        "ssh -o ProxyCommand=/bin/fwd connect ssh.nas-box.fwd - -o HostKeyAlias=ssh.nas-box.fwd -o CheckHostIP=no ssh.nas-box.fwd",
 	} {
 		args := strings.Fields(words)
-		if got := strings.Join(sshArgs("/bin/fwd", "", args, sshHost(args)), " "); got != want {
+		if got := strings.Join(new(app).sshArgs("/bin/fwd", args, sshHost(args)), " "); got != want {
 			t.Errorf("%s:\n got %s\nwant %s", words, got, want)
+		}
+	}
+}
+
+// The first network has a name for -n too, but its machines are known by theirs alone.
+func TestSSHGoesToTheNetworkThatWasNamed(t *testing.T) {
+	for further, want := range map[string]string{
+		"":     "ssh -o ProxyCommand=/bin/fwd -n work connect nas.fwd - -o HostKeyAlias=nas.fwd -o CheckHostIP=no nas.fwd",
+		"work": "ssh -o ProxyCommand=/bin/fwd -n work connect nas.fwd - -o HostKeyAlias=nas.fwd.work -o CheckHostIP=no nas.fwd",
+	} {
+		a := &app{network: "work", home: daemon.Home{Network: further}}
+		if got := strings.Join(a.sshArgs("/bin/fwd", []string{"nas"}, 0), " "); got != want {
+			t.Errorf("home %q:\n got %s\nwant %s", further, got, want)
 		}
 	}
 }

@@ -71,8 +71,10 @@ func launch(ctx context.Context, home Home) error {
 	}
 	cmd := exec.Command(exe, words...)
 	cmd.Dir = home.State // so that it holds no other folder busy
+	// Its words say which network: FWD_NETWORK was for the command, whose -n may have said another.
+	cmd.Env = append(cmd.Environ(), "FWD_NETWORK=")
 	if dir := HomeFolder(); dir != "" {
-		cmd.Env = append(cmd.Environ(), "FWD_HOME="+dir)
+		cmd.Env = append(cmd.Env, "FWD_HOME="+dir)
 	}
 	cmd.Stderr = log
 	detach(cmd)
