@@ -99,7 +99,7 @@ a mistake changes nothing.`,
 		Args:        noArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			err := a.askRunning(cmd.Context(), daemon.ReloadRequest{}, a.tell)
-			if errors.Is(err, daemon.ErrNoDaemon) {
+			if errors.Is(err, daemon.ErrNoDaemon) && !a.home.System {
 				f := *daemon.FailureOf(err)
 				f.Hint = "what fwd.toml says is run by: fwd up"
 				return &f

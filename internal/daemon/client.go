@@ -17,6 +17,10 @@ import (
 // ErrNoDaemon: nobody answers on the home's socket.
 var ErrNoDaemon = errors.New("no fwd daemon is running here")
 
+// errNoService is ErrNoDaemon where the daemon is the machine's service, which no
+// command starts.
+var errNoService = fmt.Errorf("%w: the machine's service is stopped", ErrNoDaemon)
+
 // maxLine bounds one line of the control API. A status of a daemon with
 // 10 000 sessions is about 3 MiB.
 const maxLine = 64 << 20
@@ -57,6 +61,10 @@ func Stop(ctx context.Context, home Home) error {
 
 // reach is Dial for what daemons of all versions understand.
 func reach(ctx context.Context, home Home) (*Client, error) {
+	noDaemon := ErrNoDaemon
+	if home.System {
+		noDaemon = errNoService
+	}
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", home.Socket())
 	if err != nil {
@@ -67,14 +75,14 @@ func reach(ctx context.Context, home Home) (*Client, error) {
 			return nil, fail(ExitRefused, "not-in-group", "sudo usermod -aG fwd $USER, and log in again; or prefix the command with sudo",
 				"the system's fwd is for root and the group fwd")
 		}
-		return nil, fmt.Errorf("%w (%s)", ErrNoDaemon, home.Socket())
+		return nil, fmt.Errorf("%w (%s)", noDaemon, home.Socket())
 	}
 	c := &Client{conn: conn, r: bufio.NewReaderSize(conn, 64<<10)}
 	// A daemon that is just ending accepts and never greets.
 	conn.SetReadDeadline(time.Now().Add(greetTimeout))
 	if err := c.readLine(&c.Greeting); err != nil {
 		conn.Close()
-		return nil, fmt.Errorf("%w (%s: %v)", ErrNoDaemon, home.Socket(), err)
+		return nil, fmt.Errorf("%w (%s: %v)", noDaemon, home.Socket(), err)
 	}
 	conn.SetReadDeadline(time.Time{})
 	return c, nil

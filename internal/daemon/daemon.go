@@ -20,6 +20,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"sync"
@@ -350,8 +351,16 @@ func (d *Daemon) exit() *forward.Exit {
 
 // prepare makes the home's folder, closed to others.
 func (h Home) prepare() error {
-	if err := os.MkdirAll(h.State, 0o700); err != nil {
+	if err := os.MkdirAll(h.State, 0o700); h.System && errors.Is(err, fs.ErrExist) {
+		return servicesOwn(h.State) // a link to where this user may not look
+	} else if err != nil {
 		return usage("choose another with FWD_HOME", "make the state folder: %v", err)
 	}
 	return checkPrivate(h.State)
+}
+
+// servicesOwn refuses to run in the machine's home, which its service alone does.
+func servicesOwn(dir string) error {
+	return usage("while the service runs fwd asks it (sudo systemctl start fwd); what it does stands in "+SystemHome().Config,
+		"%s belongs to the machine's service, which does not run", dir)
 }

@@ -25,6 +25,8 @@ func failureOf(err error) *Failure {
 	switch {
 	case errors.As(err, &f):
 		return f
+	case errors.Is(err, errNoService):
+		return fail(ExitNoDaemon, "no-daemon", "sudo systemctl start fwd, or if it was uninstalled, sudo fwd service install; why it does not run: fwd service logs", "%v", err)
 	case errors.Is(err, ErrNoDaemon):
 		return fail(ExitNoDaemon, "no-daemon", "expose or connect something, and there is one", "%v", err)
 	case errors.Is(err, context.DeadlineExceeded):

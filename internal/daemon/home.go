@@ -22,15 +22,18 @@ type Home struct {
 
 // SystemHome is the machine's own, which the system service has: its user is
 // fwd, and the group fwd may use its socket.
-func SystemHome() Home {
-	return Home{State: "/var/lib/fwd", Config: "/etc/fwd/fwd.toml", System: true}
-}
+func SystemHome() Home { return systemHome }
 
-// systemSocket is in a folder of its own, since the state is closed to others.
-const systemSocket = "/run/fwd/fwd.sock"
+// Variables for tests alone. The socket is in a folder of its own, since the state is
+// closed to others.
+var (
+	systemHome   = Home{State: "/var/lib/fwd", Config: "/etc/fwd/fwd.toml", System: true}
+	systemSocket = "/run/fwd/fwd.sock"
+)
 
 // FindHome reads FWD_HOME and the system's conventions. A user without an
-// identity on a machine where the system service runs uses that.
+// identity on a machine that has the system service's state uses that, also while
+// the service does not run: an identity made then would be this user's for good.
 func FindHome() Home {
 	if dir := HomeFolder(); dir != "" {
 		return Home{State: dir, Config: filepath.Join(dir, "fwd.toml")}
@@ -40,7 +43,8 @@ func FindHome() Home {
 	}
 	home := UserHome()
 	if !home.HasIdentity() && runtime.GOOS == "linux" {
-		if _, err := os.Lstat(filepath.Dir(systemSocket)); err == nil {
+		// Lstat: it may be a link to where root alone may look.
+		if _, err := os.Lstat(SystemHome().State); err == nil {
 			return SystemHome()
 		}
 	}

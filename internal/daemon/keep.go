@@ -2,8 +2,9 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"os"
+	"io/fs"
 	"slices"
 
 	"github.com/gofrs/flock"
@@ -138,19 +139,27 @@ func ForgetRelay(home Home) error {
 		s.Kept.Relay = nil
 		return true
 	})
+	if home.System && errors.Is(err, fs.ErrPermission) {
+		return fail(ExitFailed, "failed", "sudo fwd relay --forget", "what the machine's service keeps is root's to change: %v", err)
+	}
 	return err
 }
 
 // changeState changes the state file of a home whose daemon does not run.
 func changeState(home Home, f func(*stateFile) bool) (changed bool, err error) {
-	if _, err := os.Stat(home.State); err != nil {
-		return false, nil // nothing was ever kept here
-	}
 	lock := flock.New(home.file("fwd.lock"))
-	if ok, err := lock.TryLock(); err != nil {
+	ok, err := lock.TryLock()
+	stop := "fwd stop"
+	if home.System {
+		stop = "sudo systemctl stop fwd" // which begins anew what merely ended
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return false, nil // there is no folder, so nothing was ever kept in it
+	case err != nil:
 		return false, fmt.Errorf("lock %s: %w", home.State, err)
-	} else if !ok {
-		return false, fail(ExitFailed, "already-running", "end it first: fwd stop", "a fwd daemon runs in %s", home.State)
+	case !ok:
+		return false, fail(ExitFailed, "already-running", "end it first: "+stop, "a fwd daemon runs in %s", home.State)
 	}
 	defer lock.Unlock()
 	s, err := openState(home.file("daemon"))
@@ -161,5 +170,8 @@ func changeState(home Home, f func(*stateFile) bool) (changed bool, err error) {
 	if !f(&next) {
 		return false, nil
 	}
-	return true, s.change(func(file *stateFile) { *file = next })
+	if err := s.change(func(file *stateFile) { *file = next }); err != nil {
+		return false, err
+	}
+	return true, giveToFoldersOwner(home.file("daemon"))
 }

@@ -24,11 +24,8 @@ func Start(ctx context.Context, home Home) (*Client, error) {
 	defer cancel()
 	for {
 		c, err := Dial(ctx, home)
-		if err == nil || !errors.Is(err, ErrNoDaemon) {
+		if err == nil || !errors.Is(err, ErrNoDaemon) || errors.Is(err, errNoService) {
 			return c, err
-		}
-		if home.System {
-			return nil, fail(ExitNoDaemon, "no-daemon", "sudo systemctl start fwd; why it does not run: fwd service logs", "%v", err)
 		}
 		if err := launch(ctx, home); err != nil {
 			return nil, err
