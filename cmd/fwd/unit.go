@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/xml"
+	"maps"
 	"os"
 	"runtime"
 	"slices"
@@ -75,28 +76,22 @@ func (u *unit) configPath() string {
 	return u.home.Config
 }
 
-// arguments of fwd. The configuration is named so that the service reads the
-// one that its installer saw, whatever the manager's environment.
+// arguments of fwd.
 func (u *unit) arguments() []string {
 	if u.file != "" {
 		return []string{"up", "--config", u.file}
 	}
-	if u.moves() || u.home.Config == u.home.State+string(os.PathSeparator)+"fwd.toml" {
-		return []string{"up"}
-	}
-	// Named only where it is there: a file that is named must be.
-	if _, err := os.Stat(u.home.Config); err == nil {
-		return []string{"up", "--config", u.home.Config}
-	}
 	return []string{"up"}
 }
 
-// environment of fwd.
+// environment of fwd. It names the home so that the service has the one that its
+// installer saw, whatever the manager's environment; and not --config, since a file that
+// is named there must be there.
 func (u *unit) environment() map[string]string {
 	if u.moves() {
 		return map[string]string{"FWD_SYSTEM": "1"}
 	}
-	return map[string]string{"FWD_HOME": u.home.State}
+	return map[string]string{"FWD_HOME": u.home.State, "FWD_CONFIG": u.home.Config}
 }
 
 // config is the unit in the words of kardianos/service.
@@ -124,12 +119,6 @@ func (u *unit) config() *service.Config {
 // line is for stands in systemd.exec(5). AF_NETLINK lists interfaces. A user's
 // manager may not confine, so there the lines that need no right remain.
 func (u *unit) systemd() string {
-	env := u.environment()
-	var keys []string
-	for k := range env {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
 	lines := []string{
 		"[Unit]",
 		"Description=fwd: ports of this machine's network",
@@ -142,7 +131,8 @@ func (u *unit) systemd() string {
 		"ExecStart=" + systemdLine(u.exe, u.arguments()...),
 		"ExecReload=" + systemdLine(u.exe, "reload"),
 	}
-	for _, k := range keys {
+	env := u.environment()
+	for _, k := range slices.Sorted(maps.Keys(env)) {
 		lines = append(lines, "Environment="+systemdWord(k+"="+env[k]))
 	}
 	lines = append(lines,
@@ -269,7 +259,7 @@ func (u *unit) launchd() string {
 	key("ProgramArguments", words+"\t</array>")
 	env := u.environment()
 	vars := "<dict>\n"
-	for _, k := range []string{"FWD_HOME"} {
+	for _, k := range slices.Sorted(maps.Keys(env)) {
 		vars += "\t\t<key>" + k + "</key>\n\t\t" + text(env[k]) + "\n"
 	}
 	key("EnvironmentVariables", vars+"\t</dict>")

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -52,6 +53,31 @@ func TestUnitsAreTheGoldenOnes(t *testing.T) {
 		if got := u.text(); got != strings.ReplaceAll(string(want), "\r\n", "\n") {
 			t.Errorf("%s is\n%s", file, got)
 		}
+	}
+}
+
+// What a service is told leads to the home and the configuration that its installation
+// named, be the file there by then or not.
+func TestAServiceReadsTheConfigurationThatWasNamed(t *testing.T) {
+	dir := t.TempDir()
+	ann := daemon.Home{State: filepath.Join(dir, "state", "fwd"), Config: filepath.Join(dir, "config", "fwd", "fwd.toml")}
+	for name, u := range map[string]*unit{
+		"user":   {manager: "linux-systemd", home: ann},
+		"work":   {manager: "linux-systemd", home: ann.In("work")},
+		"agent":  {manager: "darwin-launchd", home: ann},
+		"system": {manager: "linux-systemd", system: true, home: daemon.SystemHome()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, v := range []string{"FWD_HOME", "FWD_CONFIG", "FWD_SYSTEM"} {
+				t.Setenv(v, u.environment()[v])
+			}
+			if words := u.arguments(); !slices.Equal(words, []string{"up"}) {
+				t.Errorf("its words are %q", words)
+			}
+			if got := daemon.FindHome(); got.State != u.home.State || got.Config != u.configPath() {
+				t.Errorf("it has the home %v, want %v", got, u.home)
+			}
+		})
 	}
 }
 

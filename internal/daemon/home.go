@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -36,7 +37,8 @@ var (
 // the service does not run: an identity made then would be this user's for good.
 func FindHome() Home {
 	if dir := HomeFolder(); dir != "" {
-		return Home{State: dir, Config: filepath.Join(dir, "fwd.toml")}
+		config := wholePath(os.Getenv("FWD_CONFIG")) // set by a user's unit
+		return Home{State: dir, Config: cmp.Or(config, filepath.Join(dir, "fwd.toml"))}
 	}
 	if os.Getenv("FWD_SYSTEM") != "" { // set by the unit
 		return SystemHome()
@@ -53,15 +55,16 @@ func FindHome() Home {
 
 // HomeFolder is FWD_HOME, absolute: what else is started with it, the daemon first of
 // all, may run in another folder. Empty: it is not set.
-func HomeFolder() string {
-	dir := os.Getenv("FWD_HOME")
-	if dir == "" {
+func HomeFolder() string { return wholePath(os.Getenv("FWD_HOME")) }
+
+func wholePath(path string) string {
+	if path == "" {
 		return ""
 	}
-	if abs, err := filepath.Abs(dir); err == nil { // else nobody knows where this runs
+	if abs, err := filepath.Abs(path); err == nil { // else nobody knows where this runs
 		return abs
 	}
-	return dir
+	return path
 }
 
 // UserHome is this user's own.
