@@ -86,6 +86,14 @@ func (a *app) installService(ctx context.Context, system bool, config string) er
 	if err != nil {
 		return err
 	}
+	from, home := movingHome(), u.home
+	if u.moves() {
+		home = daemon.Becoming(from)
+	}
+	// Before anything is touched, since there may be a mistake in it.
+	if u.low, err = daemon.WantsLowPort(home, config); err != nil {
+		return err
+	}
 	s, err := service.New(nothing{}, u.config())
 	if err != nil {
 		return failed("", "install the service: %v", err)
@@ -97,7 +105,7 @@ func (a *app) installService(ctx context.Context, system bool, config string) er
 		}
 	}
 	if u.moves() {
-		if err := a.moveToSystem(ctx); err != nil {
+		if err := a.moveToSystem(ctx, from); err != nil {
 			return err
 		}
 	}
@@ -126,8 +134,23 @@ func haveManager() error {
 	}
 }
 
+// movingHome is the home that becomes the machine's: root's if there is one, else that
+// of who typed sudo.
+func movingHome() daemon.Home {
+	if daemon.HomeFolder() != "" {
+		return daemon.FindHome()
+	}
+	home := daemon.UserHome()
+	if name := os.Getenv("SUDO_USER"); name != "" && !home.HasIdentity() {
+		if u, err := user.Lookup(name); err == nil {
+			home = daemon.Home{State: filepath.Join(u.HomeDir, ".local/state/fwd"), Config: filepath.Join(u.HomeDir, ".config/fwd/fwd.toml")}
+		}
+	}
+	return home
+}
+
 // moveToSystem makes what this user joined the machine's.
-func (a *app) moveToSystem(ctx context.Context) error {
+func (a *app) moveToSystem(ctx context.Context, from daemon.Home) error {
 	if _, err := user.LookupGroup(serviceName); err != nil {
 		// The group is what lets people use the service. Without useradd systemd makes
 		// a user for the time it runs, and root alone can use it.
@@ -139,15 +162,6 @@ func (a *app) moveToSystem(ctx context.Context) error {
 			}
 			a.out.story("made the user and group fwd")
 		}
-	}
-	from := daemon.UserHome()
-	if name := os.Getenv("SUDO_USER"); name != "" && !from.HasIdentity() {
-		if u, err := user.Lookup(name); err == nil {
-			from = daemon.Home{State: filepath.Join(u.HomeDir, ".local/state/fwd"), Config: filepath.Join(u.HomeDir, ".config/fwd/fwd.toml")}
-		}
-	}
-	if home := os.Getenv("FWD_HOME"); home != "" {
-		from = daemon.FindHome()
 	}
 	moved, err := daemon.MoveToSystem(ctx, from)
 	for _, line := range moved {

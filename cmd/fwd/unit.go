@@ -41,9 +41,7 @@ func (a *app) newUnit(system bool, config string) (*unit, error) {
 	if u.system && u.manager == "darwin-launchd" {
 		u.user = os.Getenv("SUDO_USER")
 	}
-	low, err := daemon.WantsLowPort(a.home, config)
-	u.low = low
-	return u, err
+	return u, nil
 }
 
 // hidden is what ProtectHome hides.

@@ -5,12 +5,15 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/adrg/xdg"
 
 	"fwd/internal/daemon"
 )
@@ -158,5 +161,26 @@ func TestAProgramInAHomeFolderIsNoMachineService(t *testing.T) {
 		if hidden(path) != want {
 			t.Errorf("hidden(%q) = %v", path, !want)
 		}
+	}
+}
+
+// Who types sudo has joined as a user, mostly.
+func TestTheHomeOfWhoTypesSudoBecomesTheMachines(t *testing.T) {
+	me, err := user.Current()
+	if err != nil {
+		t.Skip(err)
+	}
+	t.Setenv("FWD_HOME", "")
+	t.Setenv("SUDO_USER", me.Username)
+	t.Setenv("XDG_STATE_HOME", t.TempDir()) // root's, with nothing there
+	xdg.Reload()
+	t.Cleanup(xdg.Reload)
+	if got, want := movingHome().Config, filepath.Join(me.HomeDir, ".config", "fwd", "fwd.toml"); got != want {
+		t.Errorf("the configuration is that of %s, want %s", got, want)
+	}
+	dir := t.TempDir()
+	t.Setenv("FWD_HOME", dir)
+	if got := movingHome().State; got != dir {
+		t.Errorf("the home is %s, want %s", got, dir)
 	}
 }

@@ -30,11 +30,28 @@ func MoveToSystem(ctx context.Context, from Home) (moved []string, err error) {
 	return moveHome(ctx, from, SystemHome(), "fwd")
 }
 
+// Becoming is the machine's home as MoveToSystem will make it of from, with its state
+// and its fwd.toml where they are before.
+func Becoming(from Home) Home { return becoming(from, SystemHome()) }
+
+func becoming(from, to Home) Home {
+	is := to
+	if from.HasIdentity() && !to.HasIdentity() {
+		is.State = from.State
+	}
+	_, fromErr := os.Stat(from.Config)
+	if _, err := os.Stat(to.Config); fromErr == nil && errors.Is(err, fs.ErrNotExist) {
+		is.Config = from.Config
+	}
+	return is
+}
+
 func moveHome(ctx context.Context, from, to Home, owner string) (moved []string, err error) {
+	is := becoming(from, to)
 	if err := os.MkdirAll(to.State, 0o700); err != nil {
 		return nil, fmt.Errorf("make the machine's state folder: %w", err)
 	}
-	if from.HasIdentity() && !to.HasIdentity() && from.State != to.State {
+	if is.State != to.State {
 		// One that only lingers, a minute after the last command, is not in use.
 		if err := yieldToForeground(ctx, from); err != nil {
 			return nil, err
@@ -67,16 +84,14 @@ func moveHome(ctx context.Context, from, to Home, owner string) (moved []string,
 		}
 		moved = append(moved, fmt.Sprintf("moved this machine's identity and network from %s to %s", from.State, to.State))
 	}
-	if _, err := os.Stat(from.Config); err == nil && from.Config != to.Config {
-		if _, err := os.Stat(to.Config); errors.Is(err, fs.ErrNotExist) {
-			if err := os.MkdirAll(filepath.Dir(to.Config), 0o755); err != nil {
-				return moved, fmt.Errorf("make the machine's configuration folder: %w", err)
-			}
-			if err := moveFile(from.Config, to.Config, owner, 0o640, false); err != nil {
-				return moved, err
-			}
-			moved = append(moved, fmt.Sprintf("copied %s to %s, which is read from now on", from.Config, to.Config))
+	if is.Config != to.Config {
+		if err := os.MkdirAll(filepath.Dir(to.Config), 0o755); err != nil {
+			return moved, fmt.Errorf("make the machine's configuration folder: %w", err)
 		}
+		if err := moveFile(from.Config, to.Config, owner, 0o640, false); err != nil {
+			return moved, err
+		}
+		moved = append(moved, fmt.Sprintf("copied %s to %s, which is read from now on", from.Config, to.Config))
 	}
 	return moved, nil
 }

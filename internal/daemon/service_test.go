@@ -127,3 +127,29 @@ func TestLowPortsAreSeen(t *testing.T) {
 		}
 	}
 }
+
+// The low port of a home that becomes the machine's is seen before it moves, after, and
+// when the service is installed anew by who has none.
+func TestLowPortsOfTheMachinesHomeAreSeen(t *testing.T) {
+	for name, files := range map[string]map[string]string{
+		"in fwd.toml": {"fwd.toml": "[relay]\nlisten = ['443']"},
+		"kept":        {"daemon": `{"kept": {"relay": {"listen": ["443"]}}}`},
+	} {
+		ann, root, to := newHome(t), newHome(t), newHome(t)
+		write(t, ann.file("identity.key"), "ann's")
+		for file, text := range files {
+			write(t, ann.file(file), "%s", text)
+		}
+		if low, err := WantsLowPort(becoming(ann, to), ""); err != nil || !low {
+			t.Errorf("%s: before it moves: %v, %v", name, low, err)
+		}
+		if _, err := moveHome(t.Context(), ann, to, ""); err != nil {
+			t.Fatal(err)
+		}
+		for whose, from := range map[string]Home{"ann": ann, "root": root} {
+			if low, err := WantsLowPort(becoming(from, to), ""); err != nil || !low {
+				t.Errorf("%s: installed again by %s: %v, %v", name, whose, low, err)
+			}
+		}
+	}
+}
