@@ -43,7 +43,7 @@ func main() {
 // run is fwd with these words; it returns the exit status.
 func run(ctx context.Context, args []string, stdin *os.File, stdout, stderr *os.File) int {
 	home := daemon.FindHome()
-	a := &app{home: home, first: home, stdin: stdin, out: newOutput(stdout, stderr)}
+	a := &app{home: home, first: home, root: os.Geteuid() == 0, stdin: stdin, out: newOutput(stdout, stderr)}
 	// Before the flags are read, since they may be what is wrong.
 	a.out.json = slices.Contains(args, "--json") || os.Getenv("FWD_JSON") != ""
 	root := newRoot(a)
@@ -56,6 +56,7 @@ func run(ctx context.Context, args []string, stdin *os.File, stdout, stderr *os.
 type app struct {
 	home  daemon.Home // of the network that is meant
 	first daemon.Home // of the one that is meant without -n
+	root  bool        // who runs it
 	stdin *os.File
 	out   *output
 

@@ -35,11 +35,25 @@ func newService(a *app) *cobra.Command {
 	return cmd
 }
 
-// systemFlag: root's services are the system's, since root seldom logs in.
-func systemFlag(cmd *cobra.Command) *bool {
-	system := new(bool)
-	cmd.Flags().BoolVar(system, "system", os.Geteuid() == 0, "the machine's service, not this user's; default for root")
-	return system
+// systemFlag: root's services are the machine's, since root seldom logs in; and who
+// uses the machine's has none of his own.
+func (a *app) systemFlag(cmd *cobra.Command) (system func() bool) {
+	said := cmd.Flags().Bool("system", false, "the machine's service, not this user's; default for root, and for who uses that one")
+	return func() bool {
+		if cmd.Flags().Changed("system") {
+			return *said
+		}
+		return a.root || a.home.System
+	}
+}
+
+// mayChange: the machine's service is root's.
+func (a *app) mayChange(system bool, word string) error {
+	if system && runtime.GOOS != "windows" && !a.root {
+		return failed("sudo fwd service "+word+"; one of this user's own: fwd service "+word+" --system=false",
+			"the machine's service is root's to %s", word)
+	}
+	return nil
 }
 
 func newServiceInstall(a *app) *cobra.Command {
@@ -57,7 +71,7 @@ Windows it runs with the home in which this machine joined.`,
 		Example: "fwd service install\nsudo fwd service install\nsudo usermod -aG fwd $USER    # then fwd status and the others need no sudo",
 		Args:    noArgs,
 	}
-	system := systemFlag(cmd)
+	system := a.systemFlag(cmd)
 	cmd.Flags().StringVarP(&config, "config", "c", "", "the `FILE`; default fwd.toml in the configuration folder")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if config != "" {
@@ -70,7 +84,7 @@ Windows it runs with the home in which this machine joined.`,
 				return err
 			}
 		}
-		return a.installService(cmd.Context(), *system, config)
+		return a.installService(cmd.Context(), system(), config)
 	}
 	return cmd
 }
@@ -79,12 +93,16 @@ func (a *app) installService(ctx context.Context, system bool, config string) er
 	if err := haveManager(); err != nil {
 		return err
 	}
-	if system && runtime.GOOS != "windows" && os.Geteuid() != 0 {
-		return failed("sudo fwd service install", "the machine's service is root's to install")
+	if err := a.mayChange(system, "install"); err != nil {
+		return err
 	}
 	u, err := a.newUnit(system, config)
 	if err != nil {
 		return err
+	}
+	if u.moves() && hidden(u.exe) {
+		return failed("sudo install "+u.exe+" /usr/local/bin/ && sudo /usr/local/bin/fwd service install",
+			"the machine's service sees no home folder, and this program is in one: %s", u.exe)
 	}
 	from, home := movingHome(), u.home
 	if u.moves() {
@@ -177,14 +195,17 @@ func newServiceUninstall(a *app) *cobra.Command {
 		Args:        noArgs,
 		Annotations: map[string]string{partExits: "8"},
 	}
-	system := systemFlag(cmd)
+	system := a.systemFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		s, u, err := a.service(*system)
+		s, u, err := a.service(system())
 		if err != nil {
 			return err
 		}
 		if _, err := s.Status(); errors.Is(err, service.ErrNotInstalled) {
 			return notInstalled(u)
+		}
+		if err := a.mayChange(u.system, "uninstall"); err != nil {
+			return err
 		}
 		s.Stop() // it may not run
 		if err := s.Uninstall(); err != nil {
@@ -197,7 +218,11 @@ func newServiceUninstall(a *app) *cobra.Command {
 }
 
 func notInstalled(u *unit) error {
-	return &daemon.Failure{Code: "not-installed", Exit: daemon.ExitNoDaemon, Hint: "fwd service install", What: "there is no " + u.kind() + " " + u.name()}
+	hint := "fwd service install"
+	if u.system && runtime.GOOS != "windows" {
+		hint = "sudo " + hint
+	}
+	return &daemon.Failure{Code: "not-installed", Exit: daemon.ExitNoDaemon, Hint: hint, What: "there is no " + u.kind() + " " + u.name()}
 }
 
 // service is the manager's, with the unit that belongs to it.
@@ -232,13 +257,13 @@ func newServiceStatus(a *app) *cobra.Command {
 		Args:        noArgs,
 		Annotations: map[string]string{partExits: "8"},
 	}
-	system := systemFlag(cmd)
+	system := a.systemFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		s, u, err := a.service(*system)
+		s, u, err := a.service(system())
 		if err != nil {
 			return err
 		}
-		state := serviceState{State: "stopped", System: *system, Manager: service.Platform(), Home: u.home.State, Wishes: []daemon.WishStatus{}}
+		state := serviceState{State: "stopped", System: u.system, Manager: service.Platform(), Home: u.home.State, Wishes: []daemon.WishStatus{}}
 		status, err := s.Status()
 		switch {
 		case errors.Is(err, service.ErrNotInstalled):
@@ -274,13 +299,13 @@ func newServiceLogs(a *app) *cobra.Command {
 		Short: "show what the service, or else the background daemon, wrote",
 		Args:  noArgs,
 	}
-	system := systemFlag(cmd)
+	system := a.systemFlag(cmd)
 	logFlags(cmd, &follow, &lines)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if lines < 0 {
 			return usageError(usageLine(cmd), "--lines %d: less than none", lines)
 		}
-		return a.serviceLogs(cmd.Context(), *system, lines, follow)
+		return a.serviceLogs(cmd.Context(), system(), lines, follow)
 	}
 	return cmd
 }

@@ -30,9 +30,6 @@ func (a *app) newUnit(system bool, config string) (*unit, error) {
 	switch {
 	case u.moves() && a.home.Network != "":
 		return nil, usageError("fwd service install -n "+a.home.Network+", as the user who joined it", "the machine's service is in one network; further ones are their users'")
-	case u.moves() && hidden(u.exe):
-		return nil, failed("sudo install "+u.exe+" /usr/local/bin/ && sudo /usr/local/bin/fwd service install",
-			"the machine's service sees no home folder, and this program is in one: %s", u.exe)
 	case u.moves():
 		u.home = daemon.SystemHome()
 	case u.home.System: // this user has none of its own yet

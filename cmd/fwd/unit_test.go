@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/adrg/xdg"
+	"github.com/spf13/cobra"
 
 	"fwd/internal/daemon"
 )
@@ -182,5 +183,32 @@ func TestTheHomeOfWhoTypesSudoBecomesTheMachines(t *testing.T) {
 	t.Setenv("FWD_HOME", dir)
 	if got := movingHome().State; got != dir {
 		t.Errorf("the home is %s, want %s", got, dir)
+	}
+}
+
+// Who has no home beside the machine's looks at its service, and makes none beside it.
+func TestWhoUsesTheMachinesServiceMeansIt(t *testing.T) {
+	ann := daemon.Home{State: "/home/ann/.local/state/fwd"}
+	for _, c := range []struct {
+		home  daemon.Home
+		root  bool
+		words []string
+		want  bool
+	}{
+		{home: ann, want: false},
+		{home: ann, root: true, want: true},
+		{home: daemon.SystemHome(), want: true},
+		{home: daemon.SystemHome().In("work"), want: false},
+		{home: daemon.SystemHome(), words: []string{"--system=false"}, want: false},
+		{home: ann, words: []string{"--system"}, want: true},
+	} {
+		cmd := new(cobra.Command)
+		system := (&app{home: c.home, root: c.root}).systemFlag(cmd)
+		if err := cmd.ParseFlags(c.words); err != nil {
+			t.Fatal(err)
+		}
+		if got := system(); got != c.want {
+			t.Errorf("%+v: the machine's: %v", c, got)
+		}
 	}
 }
