@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -18,14 +17,15 @@ import (
 	manet "github.com/multiformats/go-multiaddr/net"
 
 	"fwd/forward"
+	"fwd/identity"
 )
 
 // stays are the files of a home that are not moved: they belong to a process.
 var stays = []string{"fwd.sock", "fwd.lock", "fwd.log"}
 
 // MoveToSystem makes the home from the machine's: its state moves, its fwd.toml
-// is copied. What the machine's service has already is never replaced. moved
-// tells what was done, an error or not.
+// is copied. An identity or configuration that the machine's service has already is
+// never replaced. moved tells what was done, an error or not.
 func MoveToSystem(ctx context.Context, from Home) (moved []string, err error) {
 	return moveHome(ctx, from, SystemHome(), "fwd")
 }
@@ -70,25 +70,25 @@ func moveHome(ctx context.Context, from, to Home, owner string) (moved []string,
 		if err != nil {
 			return nil, fmt.Errorf("read %s: %w", from.State, err)
 		}
-		// The key last: until it is there the old home is the whole one.
-		slices.SortFunc(entries, func(a, b fs.DirEntry) int {
-			return btoi(a.Name() == "identity.key") - btoi(b.Name() == "identity.key")
-		})
+		var names []string
 		for _, e := range entries {
-			if !e.Type().IsRegular() || slices.Contains(stays, e.Name()) || from.file(e.Name()) == from.Config {
-				continue
-			}
-			if err := moveFile(from.file(e.Name()), to.file(e.Name()), owner, 0o600, true); err != nil {
-				return moved, err
+			if e.Type().IsRegular() && !slices.Contains(stays, e.Name()) && from.file(e.Name()) != from.Config {
+				names = append(names, e.Name())
 			}
 		}
-		moved = append(moved, fmt.Sprintf("moved this machine's identity and network from %s to %s", from.State, to.State))
+		err = moveState(from, to, names, owner)
+		if to.HasIdentity() {
+			moved = append(moved, fmt.Sprintf("moved this machine's identity and network from %s to %s", from.State, to.State))
+		}
+		if err != nil {
+			return moved, err
+		}
 	}
 	if is.Config != to.Config {
 		if err := os.MkdirAll(filepath.Dir(to.Config), 0o755); err != nil {
 			return moved, fmt.Errorf("make the machine's configuration folder: %w", err)
 		}
-		if err := moveFile(from.Config, to.Config, owner, 0o640, false); err != nil {
+		if err := copyFile(from.Config, to.Config, owner, 0o640); err != nil {
 			return moved, err
 		}
 		moved = append(moved, fmt.Sprintf("copied %s to %s, which is read from now on", from.Config, to.Config))
@@ -96,41 +96,49 @@ func moveHome(ctx context.Context, from, to Home, owner string) (moved []string,
 	return moved, nil
 }
 
-func btoi(b bool) int {
-	if b {
-		return 1
+// moveState moves the files of these names, the key among them. One home is the whole one
+// at any time: the old one until its key is gone, which goes when all is copied, then the
+// new one. What an interrupted move has left in the new one is replaced.
+func moveState(from, to Home, names []string, owner string) error {
+	const key = "identity.key"
+	names = append(slices.DeleteFunc(names, func(name string) bool { return name == key }), key)
+	for i, name := range names {
+		if err := copyFile(from.file(name), to.file(name), owner, 0o600); err != nil {
+			return errors.Join(err, to.remove(names[:i]))
+		}
 	}
-	return 0
+	if err := os.Remove(from.file(key)); err != nil {
+		return errors.Join(err, to.remove(names))
+	}
+	return from.remove(names[:len(names)-1])
 }
 
-// moveFile also works from one file system to another.
-func moveFile(from, to, owner string, mode os.FileMode, remove bool) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return fmt.Errorf("move %s: %w", from, err)
+func (h Home) remove(names []string) (err error) {
+	for _, name := range names {
+		err = errors.Join(err, os.Remove(h.file(name)))
 	}
-	defer in.Close()
-	out, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode)
-	if err != nil {
-		return fmt.Errorf("move %s: %w", from, err)
-	}
-	_, err = io.Copy(out, in)
+	return err
+}
+
+// copyFile gives the copy to owner.
+func copyFile(from, to, owner string, mode os.FileMode) error {
+	data, err := os.ReadFile(from)
 	if err == nil {
-		err = giveTo(out, owner)
+		err = identity.WriteFile(to, data, mode)
 	}
-	if err = errors.Join(err, out.Sync(), out.Close()); err != nil {
-		os.Remove(to)
-		return fmt.Errorf("move %s: %w", from, err)
+	if err == nil {
+		err = giveTo(to, owner)
 	}
-	if remove {
-		return os.Remove(from)
+	if err != nil {
+		os.Remove(to) // half a copy is none
+		return fmt.Errorf("copy %s to %s: %w", from, to, err)
 	}
 	return nil
 }
 
 // giveTo makes owner's user the file's, if there is one; where systemd makes
 // the user it also hands over the folder.
-func giveTo(f *os.File, owner string) error {
+func giveTo(path, owner string) error {
 	u, err := user.Lookup(owner)
 	if err != nil {
 		return nil
@@ -140,7 +148,7 @@ func giveTo(f *os.File, owner string) error {
 	if err1 != nil || err2 != nil {
 		return nil // no numbers: no Unix
 	}
-	return f.Chown(uid, gid)
+	return os.Lchown(path, uid, gid)
 }
 
 // WantsLowPort: would `fwd up` here listen below port 1024? path "": the

@@ -88,6 +88,44 @@ func TestAHomeMovesWholeAndReplacesNothing(t *testing.T) {
 	}
 }
 
+// Half a move is none: the old home stays the whole one, and the next try moves it.
+func TestAMoveThatFailedHalfWayCanBeRepeated(t *testing.T) {
+	from, to := newHome(t), newHome(t)
+	names := []string{"daemon", "identity.key", "known", "network.key", "roster"}
+	for _, name := range names {
+		write(t, from.file(name), "%s", name)
+	}
+	write(t, to.file("daemon"), "left by a move that was interrupted")
+	if err := os.MkdirAll(to.file("roster/in the way"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if moved, err := moveHome(t.Context(), from, to, ""); err == nil || len(moved) != 0 {
+		t.Fatalf("moved %q, %v", moved, err)
+	}
+	for _, name := range names {
+		if got, err := os.ReadFile(from.file(name)); string(got) != name {
+			t.Errorf("%s in the old home is %q, %v", name, got, err)
+		}
+		if _, err := os.ReadFile(to.file(name)); err == nil {
+			t.Errorf("%s is in the new home already", name)
+		}
+	}
+	if err := os.RemoveAll(to.file("roster")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := moveHome(t.Context(), from, to, ""); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		if got, err := os.ReadFile(to.file(name)); string(got) != name {
+			t.Errorf("%s in the new home is %q, %v", name, got, err)
+		}
+		if _, err := os.Stat(from.file(name)); err == nil {
+			t.Errorf("%s is in the old home still", name)
+		}
+	}
+}
+
 func TestAHomeInUseIsNotMoved(t *testing.T) {
 	m := newMachine(t)
 	_, err := moveHome(t.Context(), m.home, newHome(t), "")
