@@ -24,7 +24,7 @@ func (a *app) underManager(ctx context.Context, f func(context.Context) error) e
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	p := &job{f: f, ctx: ctx, cancel: cancel, ended: make(chan error, 1)}
+	p := &job{f: f, tell: func(err error) { a.finish(ctx, err) }, ctx: ctx, cancel: cancel, ended: make(chan error, 1)}
 	s, err := service.New(p, &service.Config{Name: serviceName})
 	if err != nil {
 		return failed("", "answer the service manager: %v", err)
@@ -38,6 +38,7 @@ func (a *app) underManager(ctx context.Context, f func(context.Context) error) e
 // job is f as kardianos/service runs it.
 type job struct {
 	f      func(context.Context) error
+	tell   func(error) // to the log
 	ctx    context.Context
 	cancel context.CancelFunc
 	ended  chan error
@@ -49,6 +50,7 @@ func (m *job) Start(s service.Service) error {
 		err := m.f(m.ctx)
 		m.ended <- err
 		if m.ctx.Err() == nil {
+			m.tell(err)
 			os.Exit(1) // so that the manager sees a failure, and begins anew
 		}
 	}()
