@@ -113,7 +113,10 @@ func (d *Daemon) buildNode(cfg node.Config) error {
 			return fmt.Errorf("start the node: %w", err)
 		}
 		d.node = n
-		return d.state.change(func(s *stateFile) { s.Port = port })
+		if err := d.state.change(func(s *stateFile) { s.Port = port }); err != nil {
+			d.log.Warn("remember the port for the next start", "port", port, "err", err)
+		}
+		return nil
 	}
 }
 

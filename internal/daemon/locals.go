@@ -300,9 +300,8 @@ func (c *connecting) listen(o offer) ([]net.Listener, []*net.UDPConn, error) {
 		}
 		if got != remembered {
 			if err := d.state.change(func(s *stateFile) { s.Locals[f.word] = got }); err != nil {
-				closeAll(ls)
-				closeAll(conns)
-				return nil, nil, err
+				d.log.Warn("remember where a service is connected", "service", f.word, "err", err)
+				c.note("where it listens is not remembered: %v", err)
 			}
 		}
 		return ls, conns, nil

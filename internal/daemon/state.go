@@ -62,21 +62,34 @@ func openState(path string) (*state, error) {
 	return s, nil
 }
 
-// change applies f and has it on disk before it returns.
+// change applies f and has it on disk before it returns. What changes nothing is not written: it is to succeed on a full
+// disk, too.
 func (s *state) change(f func(*stateFile)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	next := s.clone()
 	f(&next)
-	data, err := json.MarshalIndent(next, "", "\t")
+	data, err := next.encode()
 	if err != nil {
-		return fmt.Errorf("encode the daemon's state: %w", err)
+		return err
 	}
-	if err := identity.WriteFile(s.path, append(data, '\n'), 0o600); err != nil {
+	if old, err := s.encode(); err == nil && bytes.Equal(old, data) {
+		return nil
+	}
+	if err := identity.WriteFile(s.path, data, 0o600); err != nil {
 		return fmt.Errorf("keep the daemon's state: %w", err)
 	}
 	s.stateFile = next
 	return nil
+}
+
+// encode is the file's text.
+func (f stateFile) encode() ([]byte, error) {
+	data, err := json.MarshalIndent(f, "", "\t")
+	if err != nil {
+		return nil, fmt.Errorf("encode the daemon's state: %w", err)
+	}
+	return append(data, '\n'), nil
 }
 
 // get hands f the state to read.

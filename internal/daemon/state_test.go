@@ -1,8 +1,10 @@
 package daemon
 
 import (
+	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -43,6 +45,69 @@ func TestADamagedStateIsNamedAndKept(t *testing.T) {
 	}
 }
 
+func TestWhatChangesNothingIsNotWritten(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "daemon")
+	port := func(n int) func(*stateFile) { return func(f *stateFile) { f.Port = n } }
+	s, err := openState(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.change(port(20001)); err != nil {
+		t.Fatal(err)
+	}
+	if s, err = openState(path); err != nil {
+		t.Fatal(err)
+	}
+	s.path = unwritable(t)
+	if err := s.change(port(20001)); err != nil {
+		t.Errorf("the same port again: %v", err)
+	}
+	if err := s.change(port(20002)); err == nil {
+		t.Error("another port is not on disk, and nobody is told")
+	}
+}
+
+// unwritable is a path that nothing can be written to, whoever tries.
+func unwritable(t *testing.T) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(file, "daemon")
+}
+
+// A daemon whose disk is full is often the way to its repair.
+func TestWhatCannotBeRememberedEndsNothing(t *testing.T) {
+	forgetful := func(home Home) *machine {
+		m := &machine{t, home}
+		up := make(chan struct{})
+		m.run(func(ctx context.Context) error {
+			return run(ctx, home, options{
+				before: func(_ context.Context, d *Daemon) error { d.state.path = unwritable(t); return nil },
+				ready:  func() { close(up) },
+			})
+		})
+		await(t, up, "the daemon's socket")
+		return m
+	}
+	home := newHome(t)
+	write(t, home.file("daemon"), "{\"port\": %s}", freePort(t)) // not as it would be written
+	forgetful(home)
+
+	_, first := newRelay(t)
+	nas, laptop := newMachine(t), forgetful(newHome(t))
+	nas.must(JoinRequest{Invite: first, As: "nas-box"})
+	laptop.must(JoinRequest{Invite: nas.invite(), As: "laptop"})
+	nas.hold(ExposeRequest{Target: echo(t, "tcp", "127.0.0.1:0"), Name: "nas"}, "exposed")
+	laptop.holdFor(ConnectRequest{Name: "nas"}, "progress", func(e Event) bool { return strings.Contains(e.Message, "is not remembered") })
+	eventually(t, "it listens all the same", func() bool {
+		f := laptop.status().Forwards
+		return len(f) == 1 && f[0].Local != ""
+	})
+	newTalk(t, "tcp", laptop.status().Forwards[0].Local).say("hello")
+}
+
 func FuzzState(f *testing.F) {
 	f.Add([]byte(`{"port":20001,"denied":{"nas":["tag:ops"]}}`))
 	f.Add([]byte(`{"denier":{}}`))
@@ -55,7 +120,7 @@ func FuzzState(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if err := s.change(func(*stateFile) {}); err != nil {
+		if err := s.change(func(f *stateFile) { f.Port++ }); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := openState(path); err != nil {
