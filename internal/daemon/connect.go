@@ -30,6 +30,7 @@ type forwarding struct {
 	local, localUDP string                  // where it listens, as told; under Daemon.mu
 	kind            node.PathKind           // under Daemon.mu: changeForward
 	from            string                  // command, kept, config
+	wish            string                  // the wish's key
 	tell            bool                    // of each session
 	release         func()                  // of the hold on the peer; under Daemon.mu
 	end             context.CancelCauseFunc
@@ -65,7 +66,7 @@ func (d *Daemon) connect(ctx context.Context, req ConnectRequest, from string, e
 	}
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
-	f := &forwarding{word: req.Name, service: service, kind: kind, from: from, tell: req.Tell, end: end, ended: make(chan struct{})}
+	f := &forwarding{word: req.Name, service: service, kind: kind, from: from, wish: connectWish(req, from).key, tell: req.Tell, end: end, ended: make(chan struct{})}
 	f.far.Store(&p)
 	// Held before the listener is: the way is being built while the person types.
 	f.release = d.node.Hold(p, kind)
@@ -487,12 +488,34 @@ func (d *Daemon) disconnect(ctx context.Context, req DisconnectRequest, emit fun
 	return nil
 }
 
+// means: does the word that disconnect was given mean f? Under Daemon.mu.
+func (f *forwarding) means(word string) bool {
+	return slices.ContainsFunc(f.ends(), func(e end) bool { return meansLocal(word, e.local, f.word) })
+}
+
+// keptAt are the keys of the kept wishes among the forwards and SOCKS entries that word means.
+func (d *Daemon) keptAt(word string) (keys []string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for f := range d.forwards {
+		if f.from == fromKept && f.means(word) {
+			keys = append(keys, f.wish)
+		}
+	}
+	for s := range d.socks {
+		if s.from == fromKept && meansLocal(word, s.local, socksNames) {
+			keys = append(keys, s.wish)
+		}
+	}
+	return keys
+}
+
 // endForward ends the forward or SOCKS entry that word means; nil: there is none.
 func (d *Daemon) endForward(word string) (ended <-chan struct{}) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for f := range d.forwards {
-		if slices.ContainsFunc(f.ends(), func(e end) bool { return meansLocal(word, e.local, f.word) }) {
+		if f.means(word) {
 			f.end(errWishEnded)
 			return f.ended
 		}

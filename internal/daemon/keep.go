@@ -54,11 +54,11 @@ func (k *kept) put(w wish) {
 	}
 }
 
-func (k *kept) remove(key string) (found bool) {
+func (k *kept) remove(keys ...string) (found bool) {
 	before := len(k.Exposes) + len(k.Connects) + len(k.Socks)
-	k.Exposes = slices.DeleteFunc(slices.Clone(k.Exposes), func(r ExposeRequest) bool { return exposeWish(r, "").key == key })
-	k.Connects = slices.DeleteFunc(slices.Clone(k.Connects), func(r ConnectRequest) bool { return connectWish(r, "").key == key })
-	k.Socks = slices.DeleteFunc(slices.Clone(k.Socks), func(r SocksRequest) bool { return socksWish(r, "").key == key })
+	k.Exposes = slices.DeleteFunc(slices.Clone(k.Exposes), func(r ExposeRequest) bool { return slices.Contains(keys, exposeWish(r, "").key) })
+	k.Connects = slices.DeleteFunc(slices.Clone(k.Connects), func(r ConnectRequest) bool { return slices.Contains(keys, connectWish(r, "").key) })
+	k.Socks = slices.DeleteFunc(slices.Clone(k.Socks), func(r SocksRequest) bool { return slices.Contains(keys, socksWish(r, "").key) })
 	return before > len(k.Exposes)+len(k.Connects)+len(k.Socks)
 }
 
@@ -99,31 +99,34 @@ func (d *Daemon) keep(ctx context.Context, w wish, emit func(Event)) error {
 // forget takes what unexpose or disconnect means off the kept wishes, and ends
 // it where the daemon runs it. fromConfig: fwd.toml has it still.
 func (d *Daemon) forget(request any) (found, fromConfig bool, err error) {
-	var keys []string
-	d.state.get(func(s stateFile) { keys = s.Kept.matching(request) })
-	if len(keys) > 0 {
-		err = d.state.change(func(s *stateFile) {
-			for _, key := range keys {
-				s.Kept.remove(key)
-			}
-		})
-	}
+	keys := d.meant(request)
+	err = d.state.change(func(s *stateFile) { found = s.Kept.remove(keys...) })
 	if d.up != nil {
-		standing, config := d.up.drop(request)
-		return standing || len(keys) > 0, config, err
+		standing, config := d.up.drop(keys)
+		return found || standing, config, err
 	}
-	return len(keys) > 0, false, err
+	return found, false, err
+}
+
+// meant are the keys of the wishes, kept or standing, that unexpose or disconnect means: by their words, or by where
+// they listen, which their words need not say.
+func (d *Daemon) meant(request any) (keys []string) {
+	d.state.get(func(s stateFile) { keys = s.Kept.matching(request) })
+	r, isLocal := request.(DisconnectRequest)
+	switch {
+	case d.up != nil:
+		keys = append(keys, d.up.matching(request)...)
+	case isLocal:
+		keys = append(keys, d.keptAt(r.Local)...)
+	}
+	return keys
 }
 
 // Forget is unexpose or disconnect where no daemon runs: what was kept is so
 // no longer. found is false where nothing like it was.
 func Forget(home Home, request any) (found bool, err error) {
 	return changeState(home, func(s *stateFile) bool {
-		keys := s.Kept.matching(request)
-		for _, key := range keys {
-			s.Kept.remove(key)
-		}
-		return len(keys) > 0
+		return s.Kept.remove(s.Kept.matching(request)...)
 	})
 }
 

@@ -55,6 +55,7 @@ type socks struct {
 	d        *Daemon
 	local    string
 	from     string // command, kept, config
+	wish     string // its key
 	sessions atomic.Int64
 	end      context.CancelCauseFunc
 	ended    chan struct{} // closed when it listens no more
@@ -79,7 +80,7 @@ func (d *Daemon) serveSocks(ctx context.Context, req SocksRequest, from string, 
 	}
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
-	s := &socks{d: d, local: localName(listener), from: from, end: end, ended: make(chan struct{}), emit: emit}
+	s := &socks{d: d, local: localName(listener), from: from, wish: socksWish(req, from).key, end: end, ended: make(chan struct{}), emit: emit}
 	d.mu.Lock()
 	d.socks[s] = true
 	d.mu.Unlock()

@@ -574,17 +574,31 @@ func (u *up) keep(ctx context.Context, w wish, emit func(Event)) error {
 	return nil
 }
 
-// drop ends what unexpose or disconnect means.
-func (u *up) drop(request any) (found, config bool) {
+// matching are the keys of the standing wishes that unexpose or disconnect means.
+func (u *up) matching(request any) (keys []string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for key, s := range u.standing {
+		if s.means(request) || s.listensAt(request) {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+// listensAt: is it a forward or SOCKS entry at the address that disconnect names? Under up.mu.
+func (s *standing) listensAt(request any) bool {
+	r, ok := request.(DisconnectRequest)
+	return ok && s.expose == nil && s.news != nil && meansLocal(r.Local, s.news.Local, s.word())
+}
+
+// drop ends the standing wishes of these keys.
+func (u *up) drop(keys []string) (found, config bool) {
 	var ending []*standing
 	u.mu.Lock()
-	for key, s := range u.standing {
-		local := ""
-		if s.news != nil {
-			local = s.news.Local
-		}
-		r, isLocal := request.(DisconnectRequest)
-		if s.state == stateEnded || !s.means(request) && !(isLocal && s.expose == nil && meansLocal(r.Local, local, s.word())) {
+	for _, key := range keys {
+		s := u.standing[key]
+		if s == nil || s.state == stateEnded {
 			continue
 		}
 		found = true

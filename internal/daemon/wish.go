@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"net"
+	"strings"
 
 	"fwd/forward"
 )
@@ -33,7 +34,8 @@ func exposeWish(r ExposeRequest, from string) wish {
 
 // connectWish: the local address as it is printed is part of which one it is.
 func connectWish(r ConnectRequest, from string) wish {
-	r.Keep, r.Timeout = false, 0 // an offline machine is waited for
+	r.Keep, r.Timeout = false, 0     // an offline machine is waited for
+	r.Name = strings.ToLower(r.Name) // as connect does
 	key := "connect " + r.Name
 	if local, err := forward.ParseLocal(r.Local); err == nil && !local.Auto() {
 		key += " at " + local.String()
@@ -120,10 +122,10 @@ func (w wish) means(request any) bool {
 	return false
 }
 
-// meansLocal: a forward is named by its local address, its port alone, or its service;
+// meansLocal: a forward is named by its local address, its port alone, or its service, in capitals too;
 // "/udp" behind the address may be left out.
 func meansLocal(word, local, service string) bool {
-	if word == "" || word == local || word == service {
+	if word == "" || word == local || strings.EqualFold(word, service) {
 		return word != ""
 	}
 	word, local = withoutUDP(word), withoutUDP(local)
