@@ -203,8 +203,8 @@ func (r *Roster) Resolve(name string) (service string, p peer.ID, err error) {
 	return service, e.Peer, nil
 }
 
-// ResolvePeer finds the machine that a user means by its name, by the name of a
-// service it owns, or by a peer ID on the roster. The error is ErrUnknownName.
+// ResolvePeer finds the machine that a user means by its name, or by a peer ID on the
+// roster. The error is ErrUnknownName.
 func (r *Roster) ResolvePeer(nameOrID string) (peer.ID, error) {
 	s := strings.TrimSpace(nameOrID)
 	if p, err := parsePeer(s); err == nil {
@@ -216,10 +216,20 @@ func (r *Roster) ResolvePeer(nameOrID string) (peer.ID, error) {
 	if e, ok := r.ByName(strings.TrimSuffix(strings.ToLower(s), ".fwd")); ok {
 		return e.Peer, nil
 	}
-	if _, p, err := r.Resolve(s); err == nil {
+	return "", fmt.Errorf("%w: no machine %.80q in network %s", ErrUnknownName, s, r.Name)
+}
+
+// ResolveAny is ResolvePeer for what does nothing to the machine: there the name of a
+// service that it owns means it, too.
+func (r *Roster) ResolveAny(word string) (peer.ID, error) {
+	p, err := r.ResolvePeer(word)
+	if err == nil {
 		return p, nil
 	}
-	return "", fmt.Errorf("%w: no machine or service %.80q in network %s", ErrUnknownName, s, r.Name)
+	if _, holder, e := r.Resolve(word); e == nil {
+		return holder, nil
+	}
+	return "", err
 }
 
 // clone copies everything that a change could touch.

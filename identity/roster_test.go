@@ -2,6 +2,7 @@ package identity
 
 import (
 	"bytes"
+	"errors"
 	"reflect"
 	"slices"
 	"strings"
@@ -148,14 +149,22 @@ func TestNamesResolveInShortAndLongForm(t *testing.T) {
 		_, _, err := r.Resolve(name)
 		wantErr(t, err, ErrUnknownName)
 	}
-	for name, want := range map[string]peer.ID{"nas-box": nas, "nas": nas, "Nas-Box": nas, nas.String(): nas, "vps": r.Owner, "ssh.vps": r.Owner} {
-		if p, err := r.ResolvePeer(name); err != nil || p != want {
-			t.Errorf("%q: got %s, %v", name, p, err)
+	_, stranger := testKey(t, "stranger")
+	resolve := func(name string, machine, any peer.ID) {
+		if p, err := r.ResolvePeer(name); p != machine || p == "" && !errors.Is(err, ErrUnknownName) {
+			t.Errorf("machine %q: got %q, %v", name, p, err)
+		}
+		if p, err := r.ResolveAny(name); p != any || p == "" && !errors.Is(err, ErrUnknownName) {
+			t.Errorf("machine or service %q: got %q, %v", name, p, err)
 		}
 	}
-	_, stranger := testKey(t, "stranger")
-	_, err := r.ResolvePeer(stranger.String())
-	wantErr(t, err, ErrUnknownName)
+	for _, name := range []string{"nas-box", "Nas-Box.fwd", nas.String()} {
+		resolve(name, nas, nas)
+	}
+	resolve("nas", "", nas)
+	resolve("ssh.vps", "", r.Owner)
+	resolve("nobody", "", "")
+	resolve(stranger.String(), "", "")
 }
 
 func TestRoleSumsUpCapabilities(t *testing.T) {

@@ -142,6 +142,36 @@ func TestOnlyAdminsAreObeyedFromAfar(t *testing.T) {
 	wantCode(t, err, "refused")
 }
 
+// Who wants a service gone does not lose its machine.
+func TestAServicesNameMeansItsMachineForPingAlone(t *testing.T) {
+	relay, first := newRelay(t)
+	dev, laptop := newMachine(t), newMachine(t)
+	dev.must(JoinRequest{Invite: first, As: "dev"})
+	laptop.must(JoinRequest{Invite: relay.invite(), As: "laptop"})
+	dev.hold(ExposeRequest{Target: reverser(t), Name: "app"}, "exposed")
+	epoch := relay.status().Network.Epoch
+	for _, c := range []struct {
+		request any
+		hint    string
+	}{
+		{RevokeRequest{Peer: "app"}, "if the machine is meant: fwd revoke dev; if the service alone: fwd deny app.dev WHO, or on dev: fwd unexpose app"},
+		{RevokeRequest{Peer: "app.dev"}, "fwd revoke dev;"},
+		{RenameRequest{Peer: "app", Name: "web"}, "if the machine is meant: fwd rename dev web"},
+		{InviteRequest{Replace: "app"}, "if the machine is meant: fwd invite --replace dev"},
+		{OwnerMoveRequest{Peer: "app"}, "if the machine is meant: fwd owner move dev"},
+		{HandOverRequest{Peer: "app"}, "if the machine is meant: fwd id hand-over dev"},
+	} {
+		_, err := relay.call(c.request)
+		if f := failureOf(err); err == nil || f.Exit != ExitUnknownName || !strings.Contains(f.Hint, c.hint) {
+			t.Errorf("%+v: %+v", c.request, f)
+		}
+	}
+	if now := relay.status().Network.Epoch; now != epoch {
+		t.Errorf("the roster has changed: epoch %d was %d", now, epoch)
+	}
+	laptop.must(PingRequest{Name: "app", Count: 1})
+}
+
 func TestAnInviteThatContradictsItselfIsRefused(t *testing.T) {
 	relay, _ := newRelay(t)
 	for _, req := range []InviteRequest{

@@ -35,7 +35,7 @@ func (d *Daemon) handOver(ctx context.Context, req HandOverRequest, emit func(Ev
 	}
 	to, err := peer.Decode(req.Peer) // it may still have to join
 	if err != nil {
-		if to, err = d.resolvePeer(ctx, req.Peer); err != nil {
+		if to, err = d.resolvePeer(ctx, req.Peer, "fwd id hand-over PEER"); err != nil {
 			return err
 		}
 	}

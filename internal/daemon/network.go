@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -92,7 +93,7 @@ func (d *Daemon) inviteOptions(req InviteRequest) (identity.InviteOptions, error
 	if req.Replace != "" {
 		p, err := roster.ResolvePeer(req.Replace)
 		if err != nil {
-			return opt, fail(ExitUnknownName, "unknown-name", "machines are listed by: fwd peers", "no machine %q in the network %q", req.Replace, roster.Name)
+			return opt, d.noMachine(req.Replace, "fwd invite --replace PEER")
 		}
 		opt.Replace = p
 	}
@@ -162,7 +163,7 @@ func plainDuration(t time.Duration) string {
 // revoke carries out `fwd revoke`.
 func (d *Daemon) revoke(ctx context.Context, req RevokeRequest, emit func(Event)) error {
 	return d.asOwner(ctx, "revoke", req, emit, func(owner *identity.Owner) error {
-		p, err := d.resolvePeer(ctx, req.Peer)
+		p, err := d.resolvePeer(ctx, req.Peer, "fwd revoke PEER; if the service alone: fwd deny SERVICE.PEER WHO, or on PEER: fwd unexpose SERVICE")
 		if err != nil {
 			return err
 		}
@@ -182,7 +183,7 @@ func (d *Daemon) revoke(ctx context.Context, req RevokeRequest, emit func(Event)
 // rename carries out `fwd rename`.
 func (d *Daemon) rename(ctx context.Context, req RenameRequest, emit func(Event)) error {
 	return d.asOwner(ctx, "rename", req, emit, func(owner *identity.Owner) error {
-		p, err := d.resolvePeer(ctx, req.Peer)
+		p, err := d.resolvePeer(ctx, req.Peer, "fwd rename PEER "+req.Name)
 		if err != nil {
 			return err
 		}
@@ -197,22 +198,39 @@ func (d *Daemon) rename(ctx context.Context, req RenameRequest, emit func(Event)
 	})
 }
 
-// resolvePeer finds the machine that a word means, by the newest roster.
-func (d *Daemon) resolvePeer(ctx context.Context, word string) (peer.ID, error) {
+// resolvePeer finds the machine that a word means. A service's name means none here: who wants a service gone must not
+// lose the machine. command is how to say it of the machine, for the hint.
+func (d *Daemon) resolvePeer(ctx context.Context, word, command string) (peer.ID, error) {
+	p, err := d.findPeer(ctx, word, (*identity.Roster).ResolvePeer)
+	if errors.Is(err, identity.ErrUnknownName) {
+		return "", d.noMachine(word, command)
+	}
+	return p, err
+}
+
+// findPeer looks a word up in the newest roster.
+func (d *Daemon) findPeer(ctx context.Context, word string, lookUp func(*identity.Roster, string) (peer.ID, error)) (peer.ID, error) {
 	roster := d.book.Current()
 	if roster == nil {
 		return "", errNoNetwork
 	}
-	p, err := roster.ResolvePeer(word)
+	p, err := lookUp(roster.Roster, word)
 	if err != nil {
 		if newer := d.freshen(ctx, roster); newer != nil {
-			p, err = newer.ResolvePeer(word)
+			p, err = lookUp(newer.Roster, word)
 		}
 	}
-	if err != nil {
-		return "", fail(ExitUnknownName, "unknown-name", "machines are listed by: fwd peers", "no machine %q in the network %q", word, roster.Name)
+	return p, err
+}
+
+// noMachine is the error for a word that means no machine.
+func (d *Daemon) noMachine(word, command string) *Failure {
+	roster := d.book.Current()
+	if service, p, err := roster.Resolve(word); err == nil {
+		command = strings.NewReplacer("PEER", d.nameOf(p), "SERVICE", service).Replace(command)
+		return fail(ExitUnknownName, "unknown-name", "if the machine is meant: "+command, "%s is a service of %s, not a machine", word, d.nameOf(p))
 	}
-	return p, nil
+	return fail(ExitUnknownName, "unknown-name", "machines are listed by: fwd peers", "no machine %q in the network %q", word, roster.Name)
 }
 
 // trust accepts that a pinned name means another key now.
@@ -293,7 +311,7 @@ func (d *Daemon) ownerMove(ctx context.Context, req OwnerMoveRequest, emit func(
 	if owner == nil {
 		return fail(ExitRefused, "not-owner", "run it on the owner: fwd peers names it", "this machine does not hold the network key")
 	}
-	p, err := d.resolvePeer(ctx, req.Peer)
+	p, err := d.resolvePeer(ctx, req.Peer, "fwd owner move PEER")
 	if err != nil {
 		return err
 	}

@@ -2,11 +2,13 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
+	"fwd/identity"
 	"fwd/internal/node"
 )
 
@@ -71,13 +73,15 @@ func (d *Daemon) ping(ctx context.Context, req PingRequest, emit func(Event)) er
 	}
 }
 
-// pingTarget is the machine that the word means, by the newest roster.
+// pingTarget is the machine that the word means, be it by one of its services.
 func (d *Daemon) pingTarget(ctx context.Context, word string) (peer.ID, error) {
-	p, err := d.resolvePeer(ctx, word)
-	if err != nil {
+	p, err := d.findPeer(ctx, word, (*identity.Roster).ResolveAny)
+	switch {
+	case errors.Is(err, identity.ErrUnknownName):
+		return "", d.noMachine(word, "")
+	case err != nil:
 		return "", err
-	}
-	if p == d.self {
+	case p == d.self:
 		return "", usage("name another machine: fwd peers", "%s is this very machine", word)
 	}
 	return p, nil
