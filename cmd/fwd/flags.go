@@ -10,6 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"fwd/internal/daemon"
 )
 
 // envName is the variable of a command's flag: FWD_CONNECT_TIMEOUT for
@@ -29,7 +31,7 @@ func readEnv(cmd *cobra.Command) (err error) {
 	cmd.Flags().VisitAll(func(f *pflag.Flag) {
 		// An empty word is mostly a variable that was not set: --allow "$WHO" must not
 		// mean everybody.
-		if text := f.Value.String(); f.Changed && err == nil && f.Value.Type() != "DURATION" && (text == "" || text == "[]") {
+		if text := f.Value.String(); f.Changed && err == nil && (text == "" || text == "[]") {
 			err = usageError(cmd.CommandPath()+" --help", "%s: --%s is empty", cmd.CommandPath(), f.Name)
 		}
 		if f.Changed || err != nil || f.Name == "help" {
@@ -125,7 +127,7 @@ func subcommands(cmd *cobra.Command, args []string) error {
 	return unknownCommand(cmd, args)
 }
 
-// A span is a flag's duration: Go's, and days (7d).
+// A span is a flag's duration, read as in fwd.toml; 0 where none was given.
 type span time.Duration
 
 func (s *span) String() string {
@@ -138,23 +140,12 @@ func (s *span) String() string {
 func (s *span) Type() string { return "DURATION" }
 
 func (s *span) Set(text string) error {
-	if days, ok := strings.CutSuffix(text, "d"); ok {
-		n, err := strconv.ParseUint(days, 10, 16)
-		if err != nil {
-			return errSpan
-		}
-		*s = span(time.Duration(n) * 24 * time.Hour)
-		return nil
+	d, err := daemon.ParseSpan(text)
+	if err == nil {
+		*s = span(d)
 	}
-	d, err := time.ParseDuration(text)
-	if err != nil || d < 0 {
-		return errSpan
-	}
-	*s = span(d)
-	return nil
+	return err
 }
-
-var errSpan = fmt.Errorf("a duration is written 30s, 10m, 2h or 7d")
 
 // verboseVar is the flag -v of the commands that stay in the foreground.
 func verboseVar(cmd *cobra.Command) *bool {

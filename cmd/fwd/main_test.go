@@ -2,7 +2,9 @@ package main
 
 import (
 	"flag"
+	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -118,14 +120,35 @@ func TestUsageShowsWhatPeopleType(t *testing.T) {
 
 func TestSpanTakesDays(t *testing.T) {
 	var s span
-	for text, want := range map[string]string{"30s": "30s", "2h": "2h0m0s", "7d": "168h0m0s", "0": ""} {
+	for text, want := range map[string]string{"30s": "30s", "2h": "2h0m0s", "7d": "168h0m0s"} {
 		if err := s.Set(text); err != nil || s.String() != want {
 			t.Errorf("%q: %q, %v", text, s.String(), err)
 		}
 	}
-	for _, text := range []string{"", "d", "1", "-1h", "1.5d", "99999999d", "soon"} {
+	for _, text := range []string{"", "d", "1", "-1h", "-1d", "1.5d", "99999999d", "soon"} {
 		if err := s.Set(text); err == nil {
 			t.Errorf("%q is taken for %q", text, s.String())
+		}
+	}
+}
+
+// A duration of 0 would be the default: a day, or for good.
+func TestNoDurationIsZero(t *testing.T) {
+	for _, zero := range []string{"0", "0s", "0d"} {
+		for _, line := range []string{"expose 22 --hold", "invite --for", "invite --expires", "connect nas --timeout"} {
+			if err := typed(append(strings.Fields(line), zero)); err == nil || !strings.Contains(err.Error(), "leave it out") {
+				t.Errorf("fwd %s %s: %v", line, zero, err)
+			}
+		}
+		for _, file := range []string{"[limits]\nhold = %q", "[[expose]]\ntarget = 22\nhold = %q"} {
+			path := filepath.Join(t.TempDir(), "fwd.toml")
+			if err := os.WriteFile(path, fmt.Appendf(nil, file, zero), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			_, err := daemon.CheckConfig(daemon.Home{}, path)
+			if f := daemon.FailureOf(err); err == nil || f.Exit != daemon.ExitUsage || !strings.Contains(f.What, "leave it out") {
+				t.Errorf("%q is taken: %v", fmt.Sprintf(file, zero), err)
+			}
 		}
 	}
 }

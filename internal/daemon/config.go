@@ -363,20 +363,29 @@ func (w *levelWord) UnmarshalText(b []byte) error {
 type spanWord struct{ time.Duration }
 
 func (w *spanWord) UnmarshalText(b []byte) (err error) {
-	w.Duration, err = parseSpan(string(b))
-	return err
+	if w.Duration, err = ParseSpan(string(b)); err != nil {
+		return fmt.Errorf("%q: %w", b, err)
+	}
+	return nil
 }
 
-// parseSpan reads Go's durations and days: 90s, 2h, 7d.
-func parseSpan(text string) (time.Duration, error) {
+// ParseSpan reads Go's durations and days: 90s, 2h, 7d. Zero is none: it would be the default, which is seldom what
+// somebody means who writes 0.
+func ParseSpan(text string) (d time.Duration, err error) {
 	if days, ok := strings.CutSuffix(text, "d"); ok {
-		if n, err := strconv.ParseUint(days, 10, 16); err == nil {
-			return time.Duration(n) * 24 * time.Hour, nil
-		}
-	} else if d, err := time.ParseDuration(text); err == nil && d > 0 {
-		return d, nil
+		var n uint64
+		n, err = strconv.ParseUint(days, 10, 16)
+		d = time.Duration(n) * 24 * time.Hour
+	} else {
+		d, err = time.ParseDuration(text)
 	}
-	return 0, fmt.Errorf("duration %q: is written 30s, 10m, 2h or 7d", text)
+	switch {
+	case err != nil || d < 0:
+		return 0, errors.New("a duration is written 30s, 10m, 2h or 7d")
+	case d == 0:
+		return 0, errors.New("a duration is more than 0; for the default leave it out")
+	}
+	return d, nil
 }
 
 type sizeWord struct{ bytes int64 }

@@ -72,7 +72,7 @@ func TestAMistakeIsToldWithItsLine(t *testing.T) {
 		{"[[connect]]\nservice = 'web'\npath = 'sideways'", "fwd.toml:3: "},
 		{"[log]\nlevel = 'loud'", "fwd.toml:2: "},
 		{"[log]\nformat = 'xml'", "fwd.toml:2: "},
-		{"[limits]\nhold = 'long'", "fwd.toml:2: "},
+		{"[limits]\nhold = 'long'", `fwd.toml:2: "long": a duration is written 30s, 10m, 2h or 7d`},
 		{"[limits]\nmemory = '1 elephant'", "fwd.toml:2: "},
 		{"[relay]\nlisten = ['4001', 'x']", "fwd.toml:2: "},
 		{"[relay]\nannounce = ['not a host']", "fwd.toml:2: "},
