@@ -34,7 +34,7 @@ func readEnv(cmd *cobra.Command) (err error) {
 		if text := f.Value.String(); f.Changed && err == nil && (text == "" || text == "[]") {
 			err = usageError(cmd.CommandPath()+" --help", "%s: --%s is empty", cmd.CommandPath(), f.Name)
 		}
-		if f.Changed || err != nil || f.Name == "help" {
+		if f.Changed || err != nil || f.Name == "help" || f.Name == "json" { // FWD_JSON takes any word
 			return
 		}
 		name := envName(cmd, f)

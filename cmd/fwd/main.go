@@ -23,7 +23,8 @@ import (
 	"log"
 	"os"
 	"os/signal"
-	"slices"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -44,13 +45,28 @@ func main() {
 func run(ctx context.Context, args []string, stdin *os.File, stdout, stderr *os.File) int {
 	home := daemon.FindHome()
 	a := &app{home: home, first: home, root: os.Geteuid() == 0, stdin: stdin, out: newOutput(stdout, stderr)}
-	// Before the flags are read, since they may be what is wrong.
-	a.out.json = slices.Contains(args, "--json") || os.Getenv("FWD_JSON") != ""
+	a.out.json = asksForJSON(args) // before the flags are read, since they may be what is wrong
 	root := newRoot(a)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	return a.finish(ctx, err)
 }
+
+// asksForJSON is what --json will have said, as far as the words show it.
+func asksForJSON(args []string) bool {
+	asked := envAsksForJSON()
+	for _, word := range args {
+		if value, ok := strings.CutPrefix(word, "--json="); ok {
+			asked, _ = strconv.ParseBool(value)
+		} else if word == "--json" {
+			asked = true
+		}
+	}
+	return asked
+}
+
+// envAsksForJSON: any word in FWD_JSON does, as in NO_COLOR.
+func envAsksForJSON() bool { return os.Getenv("FWD_JSON") != "" }
 
 // An app is one run of fwd: what all commands share.
 type app struct {
@@ -65,7 +81,7 @@ type app struct {
 
 // newRoot makes the command tree.
 func newRoot(a *app) *cobra.Command {
-	version := false
+	var version, json bool
 	root := &cobra.Command{
 		Use:   "fwd",
 		Short: "forward TCP ports between your own machines, wherever they are",
@@ -89,6 +105,7 @@ fwd demo                       # all of it on this machine, in ten seconds`,
 			return errHelpShown
 		},
 		PersistentPreRunE: func(cmd *cobra.Command, args []string) error {
+			a.out.json = json
 			if err := readEnv(cmd); err != nil {
 				return err
 			}
@@ -98,7 +115,7 @@ fwd demo                       # all of it on this machine, in ten seconds`,
 		SilenceErrors:    true,
 		SilenceUsage:     true,
 	}
-	root.PersistentFlags().Bool("json", false, "print JSON: one value for a listing, one a line for what lasts")
+	root.PersistentFlags().BoolVar(&json, "json", envAsksForJSON(), "print JSON: one value for a listing, one a line for what lasts")
 	root.Flags().BoolVar(&version, "version", false, "print the version, as fwd version does")
 	root.PersistentFlags().StringVarP(&a.network, "network", "n", "", "in the network that this machine calls `NAME`, if it is in several")
 	root.CompletionOptions.DisableDefaultCmd = true

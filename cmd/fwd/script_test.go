@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -36,6 +37,8 @@ import (
 //	                            wants this exit status; then stdout and stderr
 //	told CODE fwd …             the same, and wants one error line and one hint on
 //	                            stderr, nothing on stdout
+//	json CODE fwd …             runs it, and wants one JSON value on stdout and nothing on
+//	                            stderr
 //	start NAME fwd …            begins a command that goes on
 //	await NAME REGEXP [VAR]     waits until a line of its stdout or stderr matches, and
 //	                            keeps the first group in VAR
@@ -97,6 +100,7 @@ func TestScripts(t *testing.T) {
 			"as":           cmdAs,
 			"exits":        func(ts *testscript.TestScript, neg bool, args []string) { exits(ts, args) },
 			"told":         cmdTold,
+			"json":         func(ts *testscript.TestScript, neg bool, args []string) { cmdJSON(ts, args) },
 			"start":        cmdStart,
 			"await":        func(ts *testscript.TestScript, neg bool, args []string) { cmdAwait(ts, args, false) },
 			"awaitnew":     func(ts *testscript.TestScript, neg bool, args []string) { cmdAwait(ts, args, true) },
@@ -209,6 +213,16 @@ func cmdTold(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	if len(told) != 2 || !strings.HasPrefix(told[0], "fwd: error: ") || !strings.HasPrefix(told[1], "fwd: hint: ") {
 		ts.Fatalf("want one error and one hint:\n%s", ts.ReadFile("stderr"))
+	}
+}
+
+func cmdJSON(ts *testscript.TestScript, args []string) {
+	exits(ts, args)
+	if out := ts.ReadFile("stdout"); !json.Valid([]byte(out)) {
+		ts.Fatalf("want one JSON value, got %q", out)
+	}
+	if told := ts.ReadFile("stderr"); told != "" {
+		ts.Fatalf("with JSON on stdout, stderr has %q", told)
 	}
 }
 
