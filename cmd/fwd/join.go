@@ -108,10 +108,13 @@ func (a *app) join(ctx context.Context, req daemon.JoinRequest) error {
 
 func (a *app) joinHere(ctx context.Context, req daemon.JoinRequest, j *daemon.Joined) error {
 	return a.ask(ctx, req, func(e daemon.Event) {
-		if e.Event != "joined" {
+		switch {
+		case e.Event == "joined":
+			if err := json.Unmarshal(e.Result, j); err != nil {
+				a.out.err = err
+			}
+		case !a.out.json: // with it the answer is one object and nothing else
 			a.tell(e)
-		} else if err := json.Unmarshal(e.Result, j); err != nil {
-			a.out.err = err
 		}
 	})
 }
