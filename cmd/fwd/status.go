@@ -29,7 +29,7 @@ with the path it goes by and, if that is a relay, why.
 	cmd.Flags().BoolVarP(&req.Watch, "watch", "w", false, "again each second until ended")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		view := &screen{out: a.out}
-		err := a.askRunning(cmd.Context(), req, listed(a, "status", func(s daemon.Status) {
+		show := listed(a, "status", func(s daemon.Status) {
 			text := a.out.answers.status(&s, req.Watch)
 			switch {
 			case req.Watch && a.out.answersThere:
@@ -39,7 +39,11 @@ with the path it goes by and, if that is a relay, why.
 			default:
 				a.out.answer("%s", strings.TrimSuffix(text, "\n"))
 			}
-		}))
+		})
+		if a.out.json && req.Watch {
+			show = a.tell // an event each, as of all that lasts
+		}
+		err := a.askRunning(cmd.Context(), req, show)
 		if !a.out.json {
 			a.otherNetworks(cmd.Context())
 		}
