@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"time"
 
 	"fwd/internal/daemon"
@@ -96,6 +97,11 @@ func (a *app) tell(e daemon.Event) {
 		a.out.dropProgress()
 		a.out.answer("%s", e.Message)
 	}
+}
+
+// done answers that a command has done what it is for, as the daemon does where it is asked.
+func (a *app) done(format string, args ...any) {
+	a.tell(daemon.Event{Event: "result", Message: fmt.Sprintf(format, args...)})
 }
 
 // list asks for an answer that is one value, and prints it with show, or as JSON.

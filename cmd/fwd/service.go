@@ -133,7 +133,7 @@ func (a *app) installService(ctx context.Context, system bool, config string) er
 	if err := s.Start(); err != nil {
 		return failed("fwd service logs", "start the service: %v", err)
 	}
-	a.out.answer("the service runs; its home is %s, its configuration %s", u.home.State, u.configPath())
+	a.done("the service runs; its home is %s, its configuration %s", u.home.State, u.configPath())
 	if runtime.GOOS == "linux" && !system {
 		a.out.story("it ends when you log out, unless: sudo loginctl enable-linger %s", userName())
 	}
@@ -211,7 +211,7 @@ func newServiceUninstall(a *app) *cobra.Command {
 		if err := s.Uninstall(); err != nil {
 			return failed("", "remove the service: %v", err)
 		}
-		a.out.answer("the service is gone; %s is as it was", u.home.State)
+		a.done("the service is gone; %s is as it was", u.home.State)
 		return nil
 	}
 	return cmd

@@ -2,7 +2,9 @@ package daemon
 
 import (
 	"os"
+	"path/filepath"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -34,5 +36,36 @@ func TestEveryJSONFieldIsDocumented(t *testing.T) {
 	}
 	for _, v := range []any{Event{}, Status{}, LsEntry{}, PeerEntry{}, NetworkEntry{}, Joined{}} {
 		walk(reflect.TypeOf(v))
+	}
+}
+
+// And every code of a failure.
+func TestEveryFailuresCodeIsDocumented(t *testing.T) {
+	page, err := os.ReadFile("../../docs/json.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	written := regexp.MustCompile(`(?:fail\(Exit\w+, |Code\w*(?::| =) *)"([a-z-]+)"`)
+	found := 0
+	for _, folder := range []string{".", "../../cmd/fwd"} {
+		files, err := filepath.Glob(folder + "/*.go")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			source, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range written.FindAllStringSubmatch(string(source), -1) {
+				found++
+				if !strings.Contains(string(page), "`"+m[1]+"`") {
+					t.Errorf("%s: the code %s is not in docs/json.md", file, m[1])
+				}
+			}
+		}
+	}
+	if found < 40 {
+		t.Errorf("only %d codes were found; are they read right?", found)
 	}
 }
