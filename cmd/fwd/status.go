@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -80,84 +81,109 @@ func (v *screen) draw(text string) {
 // status is the snapshot for a person. watched: with the throughput of the last minute.
 func (p painter) status(s *daemon.Status, watched bool) string {
 	var b strings.Builder
-	if n := s.Network; n != nil {
-		fmt.Fprintf(&b, "%s, %s of network %q (epoch %d), fwd %s\n", p.paint(strong, s.Name), n.Role, n.Name, n.Epoch, s.Version)
-	} else {
-		fmt.Fprintf(&b, "in no network yet, fwd %s\n", s.Version)
-	}
-	fmt.Fprintf(&b, "%s %s\n", p.paint(faint, "peer   "), s.Peer)
-	fmt.Fprintf(&b, "%s %s\n", p.paint(faint, "nat    "), natWords(s.NAT))
-	for _, w := range s.Warnings {
-		fmt.Fprintf(&b, "%s %s\n", p.paint(bad, "warning"), w)
-	}
-	if t := s.Traffic; watched || t.Sent+t.Received > 0 {
-		fmt.Fprintf(&b, "%s %s sent, %s received", p.paint(faint, "traffic"), bytesWord(t.Sent), bytesWord(t.Received))
-		if now := rateWords(t.Rate); now != "" {
-			fmt.Fprintf(&b, "; now %s", now)
-		}
-		b.WriteString("\n")
+	p.statusHead(&b, s)
+	if watched || s.Traffic.Sent+s.Traffic.Received > 0 {
+		p.traffic(&b, s.Traffic)
 	}
 	if watched {
 		p.throughput(&b, s.Traffic.Recent)
 	}
-
-	var rows [][]cell
-	for _, r := range s.Relays {
-		word, look := relayState(r)
-		rows = append(rows, []cell{{r.Name, plain}, {word, look}, {rtt(r.RTT), plain}})
+	p.section(&b, "relays", rowsOf(s.Relays, relayCells))
+	if s.Relaying != nil {
+		p.section(&b, "relaying", [][]cell{relayingCells(s.Relaying)})
 	}
-	p.section(&b, "relays", rows)
-	if r := s.Relaying; r != nil {
-		p.section(&b, "relaying", [][]cell{{
-			{count(r.Reservations, "reservation"), plain}, {count(r.Circuits, "circuit"), plain},
-			{bytesWord(r.Bytes) + " relayed", plain}, {strings.Join(uniqueHostPorts(r.Addrs), " "), faint}}})
-	}
-	rows = nil
-	for _, w := range s.Paths {
-		rows = append(rows, pathCells(w))
-	}
-	p.section(&b, "paths", rows)
-	rows = nil
-	for _, v := range s.Services {
-		rows = append(rows, []cell{{v.Name, strong}, {v.Target, plain}, {allowText(v.Allow), faint},
-			{count(v.Sessions, "connection"), plain}, {rateWords(v.Rate), good}})
-	}
-	p.section(&b, "services", rows)
-	rows = nil
-	for _, f := range s.Forwards {
-		local := f.Local
-		if local == "" {
-			local = "-"
-		}
-		where := "on " + f.Machine
-		if f.Peer == "" {
-			where = "by SOCKS"
-		}
-		rows = append(rows, []cell{{local, plain}, {f.Service, strong}, {where, faint}, {count(f.Sessions, "connection"), plain},
-			{pathWords(f.Path), pathStyle(f.Path)}, {rateWords(f.Rate), good}})
-	}
-	p.section(&b, "forwards", rows)
-	rows = nil
-	for _, v := range s.Sessions {
-		state, look := v.State, pathStyle(&daemon.Path{Kind: v.Path})
-		if v.Path != "" {
-			state += " " + v.Path
-		} else {
-			look = bad
-		}
-		rows = append(rows, []cell{{short(v.ID), faint}, {v.Role, plain}, {sessionService(v), strong}, {v.Machine, plain}, {state, look},
-			{bytesWord(v.Sent) + " sent", plain}, {bytesWord(v.Received) + " received", plain},
-			{count(v.Migrations, "migration"), faint}, {waits(v), fair}})
-	}
-	p.section(&b, "connections", rows)
-	rows = nil
-	for _, w := range s.Wishes {
-		if w.State != "up" {
-			rows = append(rows, []cell{{w.Wish, plain}, {w.State, fair}, {w.Error, plain}})
-		}
-	}
-	p.section(&b, "not there yet", rows)
+	p.section(&b, "paths", rowsOf(s.Paths, pathCells))
+	p.section(&b, "services", rowsOf(s.Services, serviceCells))
+	p.section(&b, "forwards", rowsOf(s.Forwards, forwardCells))
+	p.section(&b, "connections", rowsOf(s.Sessions, sessionCells))
+	p.section(&b, "not there yet", rowsOf(s.Wishes, wishCells))
 	return b.String()
+}
+
+// statusHead says what machine this is, and what a person should know of it.
+func (p painter) statusHead(b *strings.Builder, s *daemon.Status) {
+	if n := s.Network; n != nil {
+		fmt.Fprintf(b, "%s, %s of network %q (epoch %d), fwd %s\n", p.paint(strong, s.Name), n.Role, n.Name, n.Epoch, s.Version)
+	} else {
+		fmt.Fprintf(b, "in no network yet, fwd %s\n", s.Version)
+	}
+	fmt.Fprintf(b, "%s %s\n", p.paint(faint, "peer   "), s.Peer)
+	fmt.Fprintf(b, "%s %s\n", p.paint(faint, "nat    "), natWords(s.NAT))
+	for _, w := range s.Warnings {
+		fmt.Fprintf(b, "%s %s\n", p.paint(bad, "warning"), w)
+	}
+}
+
+// traffic is the sums, and what moves now.
+func (p painter) traffic(b *strings.Builder, t daemon.TrafficStatus) {
+	fmt.Fprintf(b, "%s %s sent, %s received", p.paint(faint, "traffic"), bytesWord(t.Sent), bytesWord(t.Received))
+	if now := rateWords(t.Rate); now != "" {
+		fmt.Fprintf(b, "; now %s", now)
+	}
+	b.WriteString("\n")
+}
+
+// rowsOf are a section's rows; what has no cells is left out.
+func rowsOf[T any](list []T, cells func(T) []cell) (rows [][]cell) {
+	for _, v := range list {
+		if row := cells(v); row != nil {
+			rows = append(rows, row)
+		}
+	}
+	return rows
+}
+
+func relayCells(r daemon.RelayStatus) []cell {
+	word, look := relayState(r)
+	return []cell{{r.Name, plain}, {word, look}, {rtt(r.RTT), plain}}
+}
+
+func relayingCells(r *daemon.RelayingStatus) []cell {
+	return []cell{{count(r.Reservations, "reservation"), plain}, {count(r.Circuits, "circuit"), plain},
+		{bytesWord(r.Bytes) + " relayed", plain}, {strings.Join(uniqueHostPorts(r.Addrs), " "), faint}}
+}
+
+// pathCells is one line of paths: to whom, how, how fast, and why not directly.
+func pathCells(w daemon.PathStatus) []cell {
+	if w.Path == nil {
+		return []cell{{w.Machine, strong}, {"no path now", bad}}
+	}
+	way, reason := *w.Path, w.Path.Reason
+	way.RTT = 0
+	return []cell{{w.Machine, strong}, {pathWords(&way), pathStyle(w.Path)}, {rtt(w.Path.RTT), plain},
+		{rateWords(w.Rate), good}, {reason, faint}}
+}
+
+func serviceCells(v daemon.ServiceStatus) []cell {
+	return []cell{{v.Name, strong}, {v.Target, plain}, {allowText(v.Allow), faint},
+		{count(v.Sessions, "connection"), plain}, {rateWords(v.Rate), good}}
+}
+
+func forwardCells(f daemon.ForwardStatus) []cell {
+	where := "on " + f.Machine
+	if f.Peer == "" {
+		where = "by SOCKS"
+	}
+	return []cell{{cmp.Or(f.Local, "-"), plain}, {f.Service, strong}, {where, faint}, {count(f.Sessions, "connection"), plain},
+		{pathWords(f.Path), pathStyle(f.Path)}, {rateWords(f.Rate), good}}
+}
+
+func sessionCells(v daemon.Session) []cell {
+	state, look := v.State, bad
+	if v.Path != "" {
+		state, look = v.State+" "+v.Path, pathStyle(&daemon.Path{Kind: v.Path})
+	}
+	return []cell{{short(v.ID), faint}, {v.Role, plain}, {sessionService(v), strong}, {v.Machine, plain}, {state, look},
+		{bytesWord(v.Sent) + " sent", plain}, {bytesWord(v.Received) + " received", plain},
+		{count(v.Migrations, "migration"), faint}, {waits(v), fair}}
+}
+
+// wishCells: what is up stands among the services and forwards already.
+func wishCells(w daemon.WishStatus) []cell {
+	if w.State == "up" {
+		return nil
+	}
+	return []cell{{w.Wish, plain}, {w.State, fair}, {w.Error, plain}}
 }
 
 // allowText: "for members, tag:ops, not phone".
@@ -178,17 +204,6 @@ func sessionService(s daemon.Session) string {
 		return s.Service + "/" + s.Protocol
 	}
 	return s.Service
-}
-
-// pathCells is one line of paths: to whom, how, how fast, and why not directly.
-func pathCells(w daemon.PathStatus) []cell {
-	if w.Path == nil {
-		return []cell{{w.Machine, strong}, {"no path now", bad}}
-	}
-	way, reason := *w.Path, w.Path.Reason
-	way.RTT = 0
-	return []cell{{w.Machine, strong}, {pathWords(&way), pathStyle(w.Path)}, {rtt(w.Path.RTT), plain},
-		{rateWords(w.Rate), good}, {reason, faint}}
 }
 
 func pathStyle(p *daemon.Path) style {
