@@ -62,12 +62,12 @@ func flagMistake(err error) string {
 	return fmt.Sprintf("--%s %s: %v", invalid.GetFlag().Name, invalid.GetValue(), errors.Unwrap(invalid))
 }
 
-// describeEnv hides what cobra adds and is not worth a line.
-func describeEnv(root *cobra.Command) {
+// hideHelp hides the --help that cobra gives each command: it is not worth a line.
+func hideHelp(root *cobra.Command) {
 	for _, cmd := range root.Commands() {
 		cmd.InitDefaultHelpFlag()
 		cmd.Flags().Lookup("help").Hidden = true
-		describeEnv(cmd)
+		hideHelp(cmd)
 	}
 }
 

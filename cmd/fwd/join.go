@@ -110,16 +110,22 @@ func (a *app) joinHere(ctx context.Context, req daemon.JoinRequest, j *daemon.Jo
 	return a.ask(ctx, req, func(e daemon.Event) {
 		switch {
 		case e.Event == "joined":
-			if err := json.Unmarshal(e.Result, j); err != nil {
-				a.out.err = err
-			}
+			*j = a.joined(e)
 		case !a.out.json: // with it the answer is one object and nothing else
 			a.tell(e)
 		}
 	})
 }
 
-// tellJoined prints that this machine is on the network.
+// joined is what the event of that name says.
+func (a *app) joined(e daemon.Event) (j daemon.Joined) {
+	if err := json.Unmarshal(e.Result, &j); err != nil {
+		a.out.err = err
+	}
+	return j
+}
+
+// tellJoined is join's answer: that this machine is on the network, and what may come next.
 func (a *app) tellJoined(j daemon.Joined, home daemon.Home) {
 	j.Use = home.Network
 	if a.out.json {
@@ -134,25 +140,13 @@ func (a *app) tellJoined(j daemon.Joined, home daemon.Home) {
 	}
 }
 
+// sayJoined says which network it is, and as whom, to a person.
 func (a *app) sayJoined(j daemon.Joined) {
 	a.out.dropProgress()
 	if j.Again {
 		a.out.answer("already in %q as %s", j.Network, j.Name)
 	} else {
 		a.out.answer("joined %q as %s", j.Network, j.Name)
-	}
-}
-
-// joined prints that this machine is on the network.
-func (a *app) joined(e daemon.Event) {
-	var j daemon.Joined
-	switch {
-	case a.out.json && e.Event == "joined":
-		a.out.object(e.Result)
-	case e.Event != "joined" || json.Unmarshal(e.Result, &j) != nil:
-		a.tell(e)
-	default:
-		a.sayJoined(j)
 	}
 }
 

@@ -136,7 +136,7 @@ fwd demo                       # all of it on this machine, in ten seconds`,
 		newDemo(a), newUp(a), newReload(a), newConfig(a), newService(a), newLogs(a), newDebug(a), newID(a), newStop(a), newVersion(a), newCompletion(a), newMan(a), newDaemon(a),
 	)
 	addCompletions(a, root)
-	describeEnv(root)
+	hideHelp(root)
 	return root
 }
 

@@ -74,7 +74,7 @@ func (a *app) up(ctx context.Context, req daemon.UpRequest) error {
 				a.out.answer("listening on %s", at)
 			}
 		case e.Event == "joined":
-			a.joined(e)
+			a.sayJoined(a.joined(e))
 		case e.Event == "error":
 			// The log has it; it is for --json.
 		default:
