@@ -231,11 +231,11 @@ func (o *Owner) Join(request []byte, from peer.ID, now time.Time) (reply []byte,
 	if j.owner != v.owner || from != "" && from != j.joiner {
 		return nil, fmt.Errorf("join request of %s: misdirected", j.joiner)
 	}
-	answer, err := o.admitLocked(v, j, now)
+	err = o.admitLocked(v, j, now)
+	answer := joinReply{code: joinCodeOf(err)}
 	if err == nil {
-		err = answer.code.err()
-	}
-	if err != nil {
+		answer = o.welcome(j.joiner)
+	} else {
 		err = fmt.Errorf("join request of %s by invite %x: %w", j.joiner, id, err)
 	}
 	reply, sealErr := sealReply(v.key, request, answer)
@@ -261,46 +261,41 @@ func (o *Owner) countGuessLocked(id [inviteIDSize]byte, now time.Time) {
 	o.guesses[id] = g
 }
 
-// admitLocked decides on a request that was proved to come from an invite's holder.
-func (o *Owner) admitLocked(v invitation, j joinRequest, now time.Time) (joinReply, error) {
+// admitLocked puts on the roster who proved to hold an invite, unless it came by it before.
+// What the holder is to be told is the error: ErrInviteUsed and its kin.
+func (o *Owner) admitLocked(v invitation, j joinRequest, now time.Time) error {
 	cur, err := o.currentLocked()
 	if err != nil {
-		return joinReply{code: joinFailed}, err
+		return err
 	}
 	trusted := o.book.Now(now)
 	before, again := v.usage(j.joiner)
 	e, listed := cur.Entry(j.joiner)
 	switch {
 	case again && listed && e.expired(trusted):
-		return joinReply{code: joinExpired}, nil
+		return ErrInviteExpired
 	case again && listed: // the reply was lost
-		return o.welcome(j.joiner), nil
+		return nil
 	case again && before.revoked:
-		return joinReply{code: joinRevoked}, nil
+		return ErrInviteRevoked
 	case again: // we fell before the roster was written
 	case j.joiner == o.self:
-		return joinReply{code: joinUsed}, errors.New("the owner joins its own network")
+		return fmt.Errorf("the owner joins its own network: %w", ErrInviteUsed)
 	case !trusted.Before(v.expires):
-		return joinReply{code: joinExpired}, nil
+		return ErrInviteExpired
 	case len(v.used) >= v.uses:
-		return joinReply{code: joinUsed}, nil
-	case v.replace != "" && cur.index(v.replace) < 0:
-		return joinReply{code: joinUsed}, errReplacedGone
-	default:
-		if err := o.saveLocked(o.ledger.with(v.spend(j.joiner))); err != nil {
-			return joinReply{code: joinFailed}, err
+		return ErrInviteUsed
+	}
+	_, err = o.updateLocked(now, func(r *Roster) error {
+		if err := r.admit(v, j, trusted); err != nil || again {
+			return err
 		}
+		return o.saveLocked(o.ledger.with(v.spend(j.joiner))) // before the roster, or one use could be two
+	})
+	if errors.Is(err, ErrTooLarge) {
+		err = fmt.Errorf("%w: %w", ErrNetworkFull, err)
 	}
-	_, err = o.updateLocked(now, func(r *Roster) error { return r.admit(v, j, trusted) })
-	switch {
-	case errors.Is(err, errReplacedGone):
-		return joinReply{code: joinUsed}, err
-	case errors.Is(err, ErrTooLarge):
-		return joinReply{code: joinFull}, err
-	case err != nil:
-		return joinReply{code: joinFailed}, err
-	}
-	return o.welcome(j.joiner), nil
+	return err
 }
 
 // welcome is the reply to one who is on the roster.
@@ -312,12 +307,12 @@ func (o *Owner) welcome(p peer.ID) joinReply {
 
 // errReplacedGone: an invite to take a machine's place says nothing about what the
 // joiner may do once that machine is off the roster.
-var errReplacedGone = errors.New("the machine to be replaced is not on the roster any more")
+var errReplacedGone = fmt.Errorf("the machine to be replaced is not on the roster any more: %w", ErrInviteUsed)
 
 // admit puts the joiner on the roster, as the invitation says. A machine that is on it
 // already loses nothing by another invite.
 func (r *Roster) admit(v invitation, j joinRequest, now time.Time) error {
-	if v.replace != "" && v.replace != j.joiner {
+	if v.replace != "" {
 		return r.replace(v, j.joiner, now)
 	}
 	if len(v.at) > 0 { // where the owner has just reached it
@@ -367,38 +362,48 @@ func union[T comparable](a, b []T) []T {
 	return u
 }
 
-// replace hands a machine's entry, with all that refers to it, to the key it has after
-// being reinstalled. If that key had an entry of its own, this one supersedes it.
+// replace gives p a machine's place as it is. That machine itself may come, too: then only
+// the time that is left to it can change.
 func (r *Roster) replace(v invitation, p peer.ID, now time.Time) error {
-	r.Entries = slices.DeleteFunc(r.Entries, func(e Entry) bool { return e.Peer == p })
-	i := r.index(v.replace)
-	if i < 0 {
+	old, ok := r.Entry(v.replace)
+	switch {
+	case !ok:
 		return errReplacedGone
-	}
-	r.Entries[i].Peer = p
-	if !r.TookOver(v.replace, p) { // it was lost, and its word may be a thief's
-		r.HandOvers = r.HandOvers.without(v.replace)
+	case v.duration == 0 && old.expired(now): // since the invite was made
+		return fmt.Errorf("the access of %s: %w", old.Name, ErrInviteExpired)
+	case p != v.replace:
+		r.rekey(v.replace, p)
 	}
 	if v.duration > 0 {
-		r.Entries[i].Expires = now.Add(v.duration)
+		r.Entries[r.index(p)].Expires = now.Add(v.duration)
+	}
+	return nil
+}
+
+// rekey hands a machine's entry, with all that refers to it, to the key it has after
+// being reinstalled. If that key had an entry of its own, this one supersedes it.
+func (r *Roster) rekey(old, p peer.ID) {
+	r.Entries = slices.DeleteFunc(r.Entries, func(e Entry) bool { return e.Peer == p })
+	r.Entries[r.index(old)].Peer = p
+	if !r.TookOver(old, p) { // it was lost, and its word may be a thief's
+		r.HandOvers = r.HandOvers.without(old)
 	}
 	for _, e := range r.Entries {
 		for k := range e.Only {
-			if e.Only[k].Peer == v.replace {
+			if e.Only[k].Peer == old {
 				e.Only[k].Peer = p
 			}
 		}
 	}
 	for name, q := range r.Services {
-		if q == v.replace {
+		if q == old {
 			r.Services[name] = p
 		}
 	}
 	r.Relays = slices.DeleteFunc(r.Relays, func(i RelayInfo) bool { return i.Peer == p })
 	for k := range r.Relays {
-		if r.Relays[k].Peer == v.replace {
+		if r.Relays[k].Peer == old {
 			r.Relays[k].Peer = p
 		}
 	}
-	return nil
 }

@@ -84,6 +84,16 @@ func (c joinCode) err() error {
 	return fmt.Errorf("the network's owner answered with code %d: %w", c, ErrNewer)
 }
 
+// joinCodeOf is the code that tells the holder of an invite of err.
+func joinCodeOf(err error) joinCode {
+	for c := joinOK; c < joinFailed; c++ {
+		if errors.Is(err, c.err()) {
+			return c
+		}
+	}
+	return joinFailed
+}
+
 // Request makes a join request for the machine that holds key. wantName is the name
 // it would like to have; any text will do. finish reads the reply to this request: the
 // network's roster, and the name that the machine was given. Its errors are those above.

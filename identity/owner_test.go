@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -212,6 +213,42 @@ func TestReplacedMachineKeepsNameGrantsTagsAndServices(t *testing.T) {
 	must(t, n.owner.Revoke(phone.id, t0))
 	_, _, err = n.use(t, invite, newMachine(t, "phone2"), "phone2", t0)
 	wantErr(t, err, ErrInviteUsed) // and not a member's place
+}
+
+func TestReplacedByItselfAMachineKeepsItsPlaceAsItWas(t *testing.T) {
+	n := newNetwork(t)
+	nas := n.join(t, "nas-box", InviteOptions{})
+	guest := n.join(t, "guest", InviteOptions{Only: []Grant{{"nas", nas.id}}, Tags: []string{"ops"}, For: time.Hour})
+	place := func() Entry {
+		e, _ := n.book.Current().Entry(guest.id)
+		return e
+	}
+	before := place()
+
+	n.joinAs(t, guest, "guest", InviteOptions{Replace: guest.id, Caps: Member})
+	if after := place(); !reflect.DeepEqual(after, before) {
+		t.Fatalf("it was %+v, and is %+v", before, after)
+	}
+	if Authorize(n.book.Current(), t0, guest.id, nas.id, "desk", Allow{Members: true}) == nil {
+		t.Fatal("a guest may use what it was not invited to")
+	}
+
+	late, err := n.owner.Invite(InviteOptions{Replace: guest.id}, t0)
+	must(t, err)
+	over := t0.Add(time.Hour)
+	_, _, err = n.use(t, late, guest, "guest", over)
+	wantErr(t, err, ErrInviteExpired)
+	_, _, err = n.use(t, late, newMachine(t, "other"), "other", over) // nor is an ended access handed on
+	wantErr(t, err, ErrInviteExpired)
+
+	renewed, err := n.owner.Invite(InviteOptions{Replace: guest.id, For: 2 * time.Hour}, over)
+	must(t, err)
+	_, _, err = n.use(t, renewed, guest, "guest", over)
+	must(t, err)
+	before.Expires = over.Add(2 * time.Hour)
+	if after := place(); !reflect.DeepEqual(after, before) {
+		t.Fatalf("renewed it is %+v, want %+v", after, before)
+	}
 }
 
 func TestRestoredOwnerCannotForkTheNetwork(t *testing.T) {
