@@ -201,8 +201,11 @@ func (o *Owner) Cancel(inviteID string) error {
 	if !ok {
 		return fmt.Errorf("invite %s: %w", inviteID, ErrUnknownName)
 	}
-	v.uses = len(v.used)
-	return o.saveLocked(o.ledger.with(v))
+	cur, err := o.currentLocked()
+	if err != nil {
+		return err
+	}
+	return o.saveLocked(o.ledger.with(v.end(cur.Roster)))
 }
 
 // Join answers a join request. from is the peer that sent it, as its connection
@@ -278,11 +281,11 @@ func (o *Owner) admitLocked(v invitation, j joinRequest, now time.Time) error {
 		return nil
 	case again && before.revoked:
 		return ErrInviteRevoked
-	case again: // we fell before the roster was written
 	case j.joiner == o.self:
 		return fmt.Errorf("the owner joins its own network: %w", ErrInviteUsed)
 	case !trusted.Before(v.expires):
 		return ErrInviteExpired
+	case again: // we fell before the roster was written
 	case len(v.used) >= v.uses:
 		return ErrInviteUsed
 	}

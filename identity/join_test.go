@@ -116,6 +116,19 @@ func TestSamePeerAgainIsTheSameUse(t *testing.T) {
 	}
 }
 
+func TestAUseThatNeverReachedTheRosterEndsWithItsInvite(t *testing.T) {
+	n := newNetwork(t)
+	invite, err := n.owner.Invite(InviteOptions{Expires: time.Hour}, t0)
+	must(t, err)
+	laptop := newMachine(t, "laptop")
+	n.book.write = fullDisk
+	_, _, err = n.use(t, invite, laptop, "laptop", t0)
+	wantErr(t, err, ErrOwnerFailed)
+	n.restart(t)
+	_, _, err = n.use(t, invite, laptop, "laptop", t0.Add(time.Hour))
+	wantErr(t, err, ErrInviteExpired)
+}
+
 func TestHolderIsToldWhyAndAGuesserNothing(t *testing.T) {
 	n := newNetwork(t)
 	laptop := newMachine(t, "laptop")

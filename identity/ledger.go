@@ -101,13 +101,24 @@ func (l ledger) revoke(gone map[peer.ID]bool) (next ledger, changed bool) {
 	return l, changed
 }
 
-// exhaust ends all invites: what a backup still counts as unused may have been used since.
-func (l ledger) exhaust() ledger {
+// end ends all invites, as of roster r: what a backup counts as unused may have been used since.
+func (l ledger) end(r *Roster) ledger {
 	l.invites = slices.Clone(l.invites)
-	for i := range l.invites {
-		l.invites[i].uses = len(l.invites[i].used)
+	for i, v := range l.invites {
+		l.invites[i] = v.end(r)
 	}
 	return l
+}
+
+// end returns v without further uses: who came by it stays, but comes again only while on r.
+func (v invitation) end(r *Roster) invitation {
+	v.uses, v.used = len(v.used), slices.Clone(v.used)
+	for i := range v.used {
+		if u := &v.used[i]; r.index(u.peer) < 0 {
+			u.revoked = true
+		}
+	}
+	return v
 }
 
 func (v invitation) usage(p peer.ID) (usage, bool) {

@@ -91,7 +91,7 @@ func nextTerm(dir string, book *Book, key crypto.PrivKey, base *Sealed, l ledger
 	if err != nil {
 		return nil, err
 	}
-	l = l.exhaust()
+	l = l.end(next) // who is not on the roster was revoked since the backup
 	l.base = base.Envelope
 	return found(dir, book, self, key, l, s)
 }

@@ -310,6 +310,31 @@ func TestRestoredOwnerCannotForkTheNetwork(t *testing.T) {
 	restored.restart(t)
 }
 
+func TestARevokedMachineDoesNotComeBackByARestoredBackup(t *testing.T) {
+	n := newNetwork(t)
+	member, lost := n.join(t, "member", InviteOptions{}), newMachine(t, "lost")
+	code, err := n.owner.Invite(InviteOptions{}, t0)
+	must(t, err)
+	_, _, err = n.use(t, code, lost, "lost", t0)
+	must(t, err)
+	backup, err := n.owner.Export("correct horse")
+	must(t, err)
+	must(t, n.owner.Revoke(lost.id, t0))
+	_, err = member.book.Take(n.book.Offer(member.id, t0))
+	must(t, err)
+
+	dir := filepath.Dir(member.book.path)
+	o, err := Import(dir, member.book, backup, "correct horse", member.id, t0)
+	must(t, err)
+	restored := &network{machine: member, dir: dir, owner: o}
+	restored.restart(t)
+	_, _, err = restored.use(t, code, lost, "lost", t0)
+	wantErr(t, err, ErrInviteRevoked)
+	if _, ok := member.book.Current().Entry(lost.id); ok {
+		t.Fatal("the revoked machine is back")
+	}
+}
+
 func TestOwnerSetBackAdoptsItsOwnSignatureAndSignsTheNext(t *testing.T) {
 	n := newNetwork(t)
 	laptop := n.join(t, "laptop", InviteOptions{})
