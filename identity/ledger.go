@@ -101,7 +101,7 @@ func (l ledger) revoke(gone map[peer.ID]bool) (next ledger, changed bool) {
 	return l, changed
 }
 
-// end ends all invites, as of roster r: what a backup counts as unused may have been used since.
+// end ends all invites, as of roster r: what an old copy counts as unused may have been used since.
 func (l ledger) end(r *Roster) ledger {
 	l.invites = slices.Clone(l.invites)
 	for i, v := range l.invites {

@@ -529,8 +529,9 @@ func (o *Owner) Heartbeat(now time.Time) ([]byte, error) {
 
 // Adopt is Book.Adopt for the owner, who may meet its own signature on something it
 // does not remember: this machine was set back, or restored from a backup. It takes
-// that over and signs the next epoch. If another machine became the owner, it
-// takes that roster too, and the error is ErrMoved: this owner is done.
+// that over and signs the next epoch; its invites end, for they may have been used since.
+// If another machine became the owner, it takes that roster too, and the error is
+// ErrMoved: this owner is done.
 func (o *Owner) Adopt(envelope []byte, now time.Time) (changed bool, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -546,7 +547,8 @@ func (o *Owner) Adopt(envelope []byte, now time.Time) (changed bool, err error) 
 		return false, nil
 	}
 	var next *Roster
-	switch order := s.compare(cur.Roster); {
+	order := s.compare(cur.Roster)
+	switch {
 	case order == 0 && s.Owner > o.self:
 		// Restored on two machines at once: one must give way, or they take turns for ever.
 		return false, fmt.Errorf("adopt roster %s of owner %s: %w", s.number(), s.Owner, ErrConflict)
@@ -571,6 +573,11 @@ func (o *Owner) Adopt(envelope []byte, now time.Time) (changed bool, err error) 
 	}
 	next.Term, next.Epoch = max(s.Term, cur.Term), max(s.Epoch, cur.Epoch)+1
 	next.ensure(o.self, cur.Roster)
+	if order >= 0 {
+		if err := o.saveLocked(o.ledger.end(next)); err != nil {
+			return false, err
+		}
+	}
 	if _, err := o.signLocked(now, cur.Roster, next); err != nil {
 		return false, err
 	}

@@ -359,6 +359,41 @@ func TestOwnerSetBackAdoptsItsOwnSignatureAndSignsTheNext(t *testing.T) {
 	}
 }
 
+func TestOwnerSetBackEndsTheInvitesItHad(t *testing.T) {
+	n := newNetwork(t)
+	lost, laptop := newMachine(t, "lost"), newMachine(t, "laptop")
+	used, err := n.owner.Invite(InviteOptions{}, t0)
+	must(t, err)
+	_, _, err = n.use(t, used, lost, "lost", t0)
+	must(t, err)
+	open, err := n.owner.Invite(InviteOptions{}, t0)
+	must(t, err)
+
+	var snapshot [][]byte
+	files := []string{n.book.path, filepath.Join(n.dir, ledgerFile)}
+	for _, path := range files {
+		data, err := os.ReadFile(path)
+		must(t, err)
+		snapshot = append(snapshot, data)
+	}
+	_, _, err = n.use(t, open, laptop, "laptop", t0)
+	must(t, err)
+	must(t, n.owner.Revoke(lost.id, t0))
+	newest := n.book.Current().Envelope
+	for i, path := range files {
+		must(t, os.WriteFile(path, snapshot[i], 0o600))
+	}
+	n.restart(t)
+	_, err = n.owner.Adopt(newest, t0)
+	must(t, err)
+	n.restart(t)
+
+	_, _, err = n.use(t, open, newMachine(t, "second"), "second", t0)
+	wantErr(t, err, ErrInviteUsed)
+	_, _, err = n.use(t, used, lost, "lost", t0)
+	wantErr(t, err, ErrInviteRevoked)
+}
+
 func TestOwnersFilesAreRefusedWhenDamagedOrOpen(t *testing.T) {
 	n := newNetwork(t)
 	path := filepath.Join(n.dir, ledgerFile)
