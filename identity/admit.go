@@ -160,13 +160,17 @@ func (o *Owner) Invites() []InviteInfo {
 	defer o.mu.Unlock()
 	var list []InviteInfo
 	for _, v := range o.ledger.invites {
-		info := InviteInfo{ID: Invite{id: v.id}.ID(), Caps: v.caps, Uses: v.uses, Expires: v.expires}
-		for _, u := range v.used {
-			info.Used = append(info.Used, u.peer)
-		}
-		list = append(list, info)
+		list = append(list, v.info())
 	}
 	return list
+}
+
+func (v invitation) info() InviteInfo {
+	info := InviteInfo{ID: Invite{id: v.id}.ID(), Caps: v.caps, Uses: v.uses, Expires: v.expires}
+	for _, u := range v.used {
+		info.Used = append(info.Used, u.peer)
+	}
+	return info
 }
 
 // A Waiting is an invite whose joiner waits for the owner to dial it.
@@ -182,7 +186,7 @@ func (o *Owner) Waiting(now time.Time) []Waiting {
 	defer o.mu.Unlock()
 	var list []Waiting
 	for _, v := range o.ledger.invites {
-		if v.door != "" && len(v.used) < v.uses && o.book.Now(now).Before(v.expires) {
+		if v.door != "" && v.good(o.book.Now(now)) {
 			list = append(list, Waiting{Invite{id: v.id}.ID(), peer.AddrInfo{ID: v.door, Addrs: slices.Clone(v.at)}, v.expires})
 		}
 	}

@@ -242,7 +242,7 @@ func TestOfferGivesEachWhatItMayHave(t *testing.T) {
 	if !changed || !bytes.Equal(nas.book.Offer(guest.id, t0).Roster, msg.Roster) {
 		t.Fatal("a member cannot hand a guest its slice on")
 	}
-	must(t, n.owner.Revoke(guest.id, t0))
+	must(t, n.revoke(guest.id))
 	if msg := n.book.Offer(guest.id, t0); msg.Roster != nil {
 		t.Fatal("a revoked peer was offered the new roster")
 	}
@@ -268,7 +268,7 @@ func TestNewerSliceProvesTheGuestAndReplacesNothing(t *testing.T) {
 		t.Fatal("the guest got more than it was granted")
 	}
 
-	must(t, n.owner.Revoke(guest.id, t0))
+	must(t, n.revoke(guest.id))
 	_, err = nas.book.Take(n.book.Offer(nas.id, t0))
 	must(t, err)
 	if nas.book.Member(guest.id, t0) {

@@ -132,7 +132,7 @@ func TestTheWordOfOneRevokedIsVoidAndOfOneThatLeftIsNot(t *testing.T) {
 	n.handOver(t, a, c.id)
 	n.handOver(t, b, c.id)
 	must(t, n.owner.Leave(a.id, t0))
-	must(t, n.owner.Revoke(b.id, t0))
+	must(t, n.revoke(b.id))
 	if hs := n.roster().HandOvers; !hs.by(a.id) || hs.by(b.id) {
 		t.Fatalf("got %d words", len(hs))
 	}
@@ -179,7 +179,7 @@ func TestAHandOverIsRefusedUnlessItsSignerSaysItNow(t *testing.T) {
 	if hs := n.roster().HandOvers; len(hs) != 1 || hs[0].To != user.id {
 		t.Fatalf("got %+v", hs)
 	}
-	must(t, n.owner.Revoke(a.id, t0))
+	must(t, n.revoke(a.id))
 	wantErr(t, n.owner.HandOver(a.id, word, t0), ErrNotAllowed)
 }
 

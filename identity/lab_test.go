@@ -104,6 +104,12 @@ func (n *network) use(t testing.TB, invite Invite, m *machine, name string, now 
 	return finish(reply)
 }
 
+// revoke is Owner.Revoke, for tests that do not ask which invites end.
+func (n *network) revoke(p peer.ID) error {
+	_, err := n.owner.Revoke(p, t0)
+	return err
+}
+
 // restart opens the owner's files anew.
 func (n *network) restart(t testing.TB) {
 	t.Helper()

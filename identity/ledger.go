@@ -110,6 +110,11 @@ func (l ledger) end(r *Roster) ledger {
 	return l
 }
 
+// good tells whether v lets a machine in that did not come by it before.
+func (v invitation) good(now time.Time) bool {
+	return len(v.used) < v.uses && now.Before(v.expires)
+}
+
 // end returns v without further uses: who came by it stays, but comes again only while on r.
 func (v invitation) end(r *Roster) invitation {
 	v.uses, v.used = len(v.used), slices.Clone(v.used)

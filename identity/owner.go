@@ -212,8 +212,8 @@ func (o *Owner) Retire() error {
 func (o *Owner) Network() NetworkID { return NetworkID(o.id.String()) }
 
 // Update signs the next epoch: change gets a copy of the roster to alter. A peer that
-// it drops loses its service names and relay, its invites end, and the discovery key
-// changes. An error of change is handed back, and nothing happened.
+// it drops loses its service names and relay, comes by no invite again, and the discovery
+// key changes. An error of change is handed back, and nothing happened.
 func (o *Owner) Update(now time.Time, change func(*Roster) error) (*Sealed, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -319,17 +319,37 @@ func (o *Owner) saveLocked(l ledger) error {
 }
 
 // Revoke puts p off the network: the next epoch is without it, and without its
-// hand-over, for its key may be in wrong hands, and has a new discovery key. The owner
-// itself cannot be revoked (ErrNotAllowed).
-func (o *Owner) Revoke(p peer.ID, now time.Time) error {
-	_, err := o.Update(now, func(r *Roster) error {
+// hand-over, for its key may be in wrong hands, and has a new discovery key. So may be the
+// invite by which it came, and whoever has that needs only another key: it ends, too. Those
+// that were still good are returned as they were. The owner itself cannot be revoked
+// (ErrNotAllowed).
+func (o *Owner) Revoke(p peer.ID, now time.Time) (ended []InviteInfo, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	_, err = o.updateLocked(now, func(r *Roster) error {
 		r.HandOvers = r.HandOvers.without(p)
-		return r.remove(p)
+		if err := r.remove(p); err != nil {
+			return err
+		}
+		l := o.ledger
+		for _, v := range l.invites {
+			if _, came := v.usage(p); !came {
+				continue
+			}
+			if v.good(o.book.Now(now)) {
+				ended = append(ended, v.info())
+			}
+			l = l.with(v.end(r))
+		}
+		return o.saveLocked(l) // before the roster, or it could come back by them
 	})
-	return err
+	if err != nil {
+		return nil, err
+	}
+	return ended, nil
 }
 
-// Leave is Revoke by p's own wish: its hand-over stays.
+// Leave is Revoke by p's own wish: its hand-over and its invites stay.
 func (o *Owner) Leave(p peer.ID, now time.Time) error {
 	_, err := o.Update(now, func(r *Roster) error { return r.remove(p) })
 	return err

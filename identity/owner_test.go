@@ -72,7 +72,7 @@ func TestFailedWriteChangesNothingForTheOwner(t *testing.T) {
 	before := n.book.Current()
 
 	n.book.write, n.owner.write = fullDisk, WriteFile
-	wantErr(t, n.owner.Revoke(laptop.id, t0), errDisk)
+	wantErr(t, n.revoke(laptop.id), errDisk)
 	wantErr(t, n.owner.ClaimService(laptop.id, "nas", t0), errDisk)
 	newcomer := newMachine(t, "newcomer")
 	_, _, err = n.use(t, invite, newcomer, "newcomer", t0)
@@ -84,7 +84,7 @@ func TestFailedWriteChangesNothingForTheOwner(t *testing.T) {
 	n.book.write, n.owner.write = WriteFile, fullDisk
 	_, err = n.owner.Invite(InviteOptions{}, t0)
 	wantErr(t, err, errDisk)
-	wantErr(t, n.owner.Revoke(desk.id, t0), errDisk)
+	wantErr(t, n.revoke(desk.id), errDisk)
 	if n.book.Current() != before {
 		t.Fatal("a roster was signed without its ledger")
 	}
@@ -108,7 +108,7 @@ func TestRevokeTakesEverythingAndChangesTheDiscoveryKey(t *testing.T) {
 	must(t, n.owner.ClaimService(relay.id, "nas", t0))
 	before := n.book.Current()
 
-	must(t, n.owner.Revoke(relay.id, t0))
+	must(t, n.revoke(relay.id))
 	after := n.book.Current()
 	if _, ok := after.Entry(relay.id); ok || len(after.Relays) != 1 || len(after.Services) != 0 {
 		t.Fatalf("something is left: %+v", after.Roster)
@@ -119,12 +119,12 @@ func TestRevokeTakesEverythingAndChangesTheDiscoveryKey(t *testing.T) {
 	if after.Epoch != before.Epoch+1 {
 		t.Fatalf("epoch %d after %d", after.Epoch, before.Epoch)
 	}
-	wantErr(t, n.owner.Revoke(relay.id, t0), ErrUnknownName)
-	wantErr(t, n.owner.Revoke(n.id, t0), ErrNotAllowed)
+	wantErr(t, n.revoke(relay.id), ErrUnknownName)
+	wantErr(t, n.revoke(n.id), ErrNotAllowed)
 
 	for i := range 10 {
 		m := n.join(t, fmt.Sprint("m", i), InviteOptions{})
-		must(t, n.owner.Revoke(m.id, t0))
+		must(t, n.revoke(m.id))
 	}
 	if got := len(n.book.Current().OldDiscoveryKeys); got != maxOldDiscoveryKeys {
 		t.Fatalf("%d old discovery keys", got)
@@ -138,11 +138,37 @@ func TestRevokedPeerCannotComeBackByItsInvite(t *testing.T) {
 	laptop := newMachine(t, "laptop")
 	_, _, err = n.use(t, invite, laptop, "laptop", t0)
 	must(t, err)
-	must(t, n.owner.Revoke(laptop.id, t0))
+	must(t, n.revoke(laptop.id))
 	n.restart(t)
 	_, _, err = n.use(t, invite, laptop, "laptop", t0)
 	wantErr(t, err, ErrInviteRevoked)
-	_, _, err = n.use(t, invite, newMachine(t, "other"), "other", t0) // the second use is another's
+}
+
+func TestRevokeEndsTheInviteThatTheMachineCameBy(t *testing.T) {
+	n := newNetwork(t)
+	fleet, err := n.owner.Invite(InviteOptions{Uses: 5}, t0)
+	must(t, err)
+	others, err := n.owner.Invite(InviteOptions{Uses: 5}, t0)
+	must(t, err)
+	stolen, kept, left := newMachine(t, "stolen"), newMachine(t, "kept"), newMachine(t, "left")
+	for m, invite := range map[*machine]Invite{stolen: fleet, kept: fleet, left: others} {
+		_, _, err := n.use(t, invite, m, "box", t0)
+		must(t, err)
+	}
+
+	ended, err := n.owner.Revoke(stolen.id, t0)
+	must(t, err)
+	if len(ended) != 1 || ended[0].ID != fleet.ID() || ended[0].Uses-len(ended[0].Used) != 3 {
+		t.Fatalf("said to have ended: %+v", ended)
+	}
+	n.restart(t)
+	_, _, err = n.use(t, fleet, newMachine(t, "the thief's next key"), "box", t0)
+	wantErr(t, err, ErrInviteUsed)
+	_, _, err = n.use(t, fleet, kept, "box", t0) // whoever belongs is no thief
+	must(t, err)
+
+	must(t, n.owner.Leave(left.id, t0)) // by its own wish
+	_, _, err = n.use(t, others, newMachine(t, "next"), "box", t0)
 	must(t, err)
 }
 
@@ -210,7 +236,7 @@ func TestReplacedMachineKeepsNameGrantsTagsAndServices(t *testing.T) {
 	phone := n.join(t, "phone", InviteOptions{Only: []Grant{{"nas", fresh.id}}})
 	invite, err := n.owner.Invite(InviteOptions{Replace: phone.id}, t0)
 	must(t, err)
-	must(t, n.owner.Revoke(phone.id, t0))
+	must(t, n.revoke(phone.id))
 	_, _, err = n.use(t, invite, newMachine(t, "phone2"), "phone2", t0)
 	wantErr(t, err, ErrInviteUsed) // and not a member's place
 }
@@ -261,7 +287,7 @@ func TestRestoredOwnerCannotForkTheNetwork(t *testing.T) {
 	if bytes.Contains(backup, []byte("laptop")) {
 		t.Fatal("the backup can be read")
 	}
-	must(t, n.owner.Revoke(lost.id, t0)) // after the backup
+	must(t, n.revoke(lost.id)) // after the backup
 	late := n.join(t, "late", InviteOptions{})
 	_, err = laptop.book.Take(n.book.Offer(laptop.id, t0))
 	must(t, err)
@@ -319,7 +345,7 @@ func TestARevokedMachineDoesNotComeBackByARestoredBackup(t *testing.T) {
 	must(t, err)
 	backup, err := n.owner.Export("correct horse")
 	must(t, err)
-	must(t, n.owner.Revoke(lost.id, t0))
+	must(t, n.revoke(lost.id))
 	_, err = member.book.Take(n.book.Offer(member.id, t0))
 	must(t, err)
 
@@ -378,7 +404,7 @@ func TestOwnerSetBackEndsTheInvitesItHad(t *testing.T) {
 	}
 	_, _, err = n.use(t, open, laptop, "laptop", t0)
 	must(t, err)
-	must(t, n.owner.Revoke(lost.id, t0))
+	must(t, n.revoke(lost.id))
 	newest := n.book.Current().Envelope
 	for i, path := range files {
 		must(t, os.WriteFile(path, snapshot[i], 0o600))

@@ -71,7 +71,8 @@ func newRevoke(a *app) *cobra.Command {
 		GroupID: groupNetwork,
 		Short:   "put a machine out of the network, at once",
 		Long: `Put a machine out of the network. The others end their connections with it within
-a second; it does not come back without a new invite. Works on the owner and on admins.`,
+a second; it does not come back without a new invite, for the one by which it came ends,
+even if that was for further machines. Works on the owner and on admins.`,
 		Example: "fwd revoke phone",
 		Annotations: map[string]string{
 			partArgs:  "PEER\tmachine name or peer ID, as \"fwd peers\" lists it",

@@ -171,11 +171,16 @@ func (d *Daemon) revoke(ctx context.Context, req RevokeRequest, emit func(Event)
 			return usage("hand the network over first: fwd owner move PEER", "the owner cannot revoke itself")
 		}
 		name := d.nameOf(p)
-		if err := owner.Revoke(p, d.now()); err != nil {
+		ended, err := owner.Revoke(p, d.now())
+		if err != nil {
 			return fmt.Errorf("revoke %s: %w", name, err)
 		}
 		d.log.Info("revoked", "peer", p, "name", name)
 		emit(Event{Event: "result", Message: name + " is out of the network", Peer: p.String(), Machine: name})
+		for _, i := range ended {
+			d.log.Info("invite ended with its machine", "peer", p, "invite", i.ID)
+			emit(Event{Event: "progress", Message: fmt.Sprintf("the invite it came by, %s, ends too, with %d of its %d uses left; for the next machine: fwd invite", i.ID, i.Uses-len(i.Used), i.Uses)})
+		}
 		return nil
 	})
 }
