@@ -141,12 +141,14 @@ func newOwner(dir string, book *Book, self peer.ID, key crypto.PrivKey, l ledger
 }
 
 // OpenOwner opens the owner's files in dir. Where there is no network key the owner
-// is nil, without an error; where the key no longer counts the error is ErrMoved.
+// is nil, without an error; so it is where this machine gave the network to another and a
+// crash kept it from putting the key aside. Where it is not even on the roster, as without
+// its own key, the error is ErrMoved and the network key stays.
 func OpenOwner(dir string, book *Book, self peer.ID) (*Owner, error) {
 	cur := book.Current()
 	key, err := LoadKey(filepath.Join(dir, networkKeyFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		if key, err = finishFounding(dir, cur); key == nil {
+		if key, err = finishFounding(dir, cur, self); key == nil {
 			return nil, err
 		}
 	}
@@ -167,14 +169,16 @@ func OpenOwner(dir string, book *Book, self peer.ID) (*Owner, error) {
 		return nil, fmt.Errorf("open network key: %w: there is %s but no roster; import a backup, or move the key away", ErrNoNetwork, filepath.Join(dir, networkKeyFile))
 	case cur.Network != NetworkID(o.id.String()):
 		return nil, fmt.Errorf("open network key: %s: %w", filepath.Join(dir, networkKeyFile), ErrOtherNetwork)
-	case cur.Owner != self:
+	case cur.Owner != self && cur.index(self) < 0:
 		return nil, fmt.Errorf("open network key: %w: it is %s", ErrMoved, cur.Owner)
+	case cur.Owner != self:
+		return nil, o.Retire()
 	}
 	return o, nil
 }
 
 // finishFounding completes what a crash interrupted: a roster, and its key still staged.
-func finishFounding(dir string, cur *Sealed) (crypto.PrivKey, error) {
+func finishFounding(dir string, cur *Sealed, self peer.ID) (crypto.PrivKey, error) {
 	staged, err := LoadKey(filepath.Join(dir, stagedKeyFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -183,8 +187,11 @@ func finishFounding(dir string, cur *Sealed) (crypto.PrivKey, error) {
 		return nil, err
 	}
 	id, err := networkID(staged)
-	if err != nil || cur == nil || cur.Network != id {
+	switch {
+	case err != nil || cur == nil || cur.Network != id || cur.Owner != self && cur.index(self) < 0:
 		return nil, err // never came to be: the next founding overwrites it
+	case cur.Owner != self: // nor did the move or import, and a copy of the owner's key is not left about
+		return nil, os.Remove(filepath.Join(dir, stagedKeyFile))
 	}
 	text, err := formatKey(staged)
 	if err != nil {

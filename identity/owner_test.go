@@ -64,6 +64,60 @@ func TestCrashWhileFoundingLeavesNoNetworkOrAWholeOne(t *testing.T) {
 	}
 }
 
+func TestCrashWhileTheOwnerMovesLeavesHomesThatOpen(t *testing.T) {
+	n := newNetwork(t)
+	next := n.join(t, "next", InviteOptions{})
+	key, err := n.owner.Transfer(next.id, t0)
+	must(t, err)
+	dir := filepath.Dir(next.book.path)
+	opens := func(dir string, m *machine) *Owner {
+		book, err := OpenBook(m.book.path)
+		must(t, err)
+		o, err := OpenOwner(dir, book, m.id)
+		must(t, err)
+		return o
+	}
+	there := func(path ...string) bool {
+		_, err := os.Stat(filepath.Join(path...))
+		return err == nil
+	}
+
+	// The next owner has the key on its disk, and not the roster.
+	next.book.write = fullDisk
+	_, err = Succeed(dir, next.book, key, n.id, next.id, t0)
+	wantErr(t, err, errDisk)
+	if o := opens(dir, next); o != nil || there(dir, networkKeyFile) || there(dir, stagedKeyFile) {
+		t.Fatal("it keeps the key of a network that another owns")
+	}
+	if opens(n.dir, n.machine) == nil {
+		t.Fatal("the network has no owner")
+	}
+	next.book.write = WriteFile
+	_, err = Succeed(dir, next.book, key, n.id, next.id, t0)
+	must(t, err)
+	if opens(dir, next) == nil {
+		t.Fatal("the second attempt made no owner")
+	}
+
+	// The former owner has the roster on its disk, and its key has not been put aside.
+	_, err = n.owner.Adopt(next.book.Current().Envelope, t0)
+	wantErr(t, err, ErrMoved)
+	if o := opens(n.dir, n.machine); o != nil || there(n.dir, networkKeyFile) || there(n.dir, ledgerFile) {
+		t.Fatal("it still holds what an owner does")
+	}
+	if !there(n.dir, "network-"+string(next.book.Current().Network)+".key") {
+		t.Fatal("the key was not put aside but deleted")
+	}
+}
+
+func TestAnOwnerWithoutItsOwnKeyKeepsTheNetworks(t *testing.T) {
+	n := newNetwork(t)
+	_, another := testKey(t, "the identity made when the first was lost")
+	_, err := OpenOwner(n.dir, n.book, another)
+	wantErr(t, err, ErrMoved)
+	n.restart(t) // with its identity back, all is as before
+}
+
 func TestFailedWriteChangesNothingForTheOwner(t *testing.T) {
 	n := newNetwork(t)
 	laptop, desk := n.join(t, "laptop", InviteOptions{}), n.join(t, "desk", InviteOptions{})
