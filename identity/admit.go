@@ -41,6 +41,8 @@ type InviteOptions struct {
 type InviteInfo struct {
 	ID      string
 	Caps    Capability
+	Tags    []string
+	Replace peer.ID // empty: nobody
 	Uses    int
 	Used    []peer.ID
 	Expires time.Time
@@ -166,7 +168,7 @@ func (o *Owner) Invites() []InviteInfo {
 }
 
 func (v invitation) info() InviteInfo {
-	info := InviteInfo{ID: Invite{id: v.id}.ID(), Caps: v.caps, Uses: v.uses, Expires: v.expires}
+	info := InviteInfo{ID: Invite{id: v.id}.ID(), Caps: v.caps, Tags: v.tags, Replace: v.replace, Uses: v.uses, Expires: v.expires}
 	for _, u := range v.used {
 		info.Used = append(info.Used, u.peer)
 	}

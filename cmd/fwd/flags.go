@@ -102,6 +102,18 @@ func atMostOne(cmd *cobra.Command, names ...string) error {
 	return nil
 }
 
+// alone refuses other flags beside those that make another command of it.
+func alone(cmd *cobra.Command, names ...string) (err error) {
+	for _, name := range names {
+		cmd.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
+			if f.Name != name && err == nil {
+				err = atMostOne(cmd, name, f.Name)
+			}
+		})
+	}
+	return err
+}
+
 // unknownCommand says that the first word is none, and which is like it.
 func unknownCommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"strings"
 	"time"
@@ -152,18 +153,25 @@ func (a *app) sayJoined(j daemon.Joined) {
 
 func newInvite(a *app) *cobra.Command {
 	var req daemon.InviteRequest
+	var listing bool
+	var cancel string
 	cmd := &cobra.Command{
 		Use:     "invite",
 		GroupID: groupNetwork,
 		Short:   "print a code that lets another machine in",
 		Long: `Print a code with which "fwd join" puts another machine on the network: once, within
 24 hours, as a member, unless the flags say otherwise. Works on the network's owner
-and on admins. Who has the code can join, so give it to that machine's person only.`,
+and on admins. Who has the code can join, so give it to that machine's person only.
+
+With --list it shows which invites were given out and what is left of them; with --cancel
+one of them lets nobody else in. Who came by it stays, until "fwd revoke".`,
 		Example: `fwd invite
 fwd invite --only nas --for 2h      # a guest: this service, two hours
 fwd invite --relay                  # for a second VPS
 fwd invite --relay --at vps.example.org   # for the first one, where this machine is behind NAT
-fwd invite --replace laptop         # it was set up anew and lost its key`,
+fwd invite --replace laptop         # it was set up anew and lost its key
+fwd invite --list
+fwd invite --cancel 5f0c2a9be1d34867`,
 		Args: noArgs,
 	}
 	cmd.Annotations = map[string]string{partExits: "3 4 6"}
@@ -177,7 +185,18 @@ fwd invite --replace laptop         # it was set up anew and lost its key`,
 	cmd.Flags().BoolVar(&req.Admin, "admin", false, "a member who may also invite, revoke and rename")
 	cmd.Flags().StringSliceVar(&req.Tags, "tag", nil, "mark it with `TAG`,… for --allow tag:TAG")
 	cmd.Flags().StringVar(&req.Replace, "replace", "", "take the place of `PEER`, with its name, grants and tags")
+	cmd.Flags().BoolVar(&listing, "list", false, "list the invites that were given out; no code is shown")
+	cmd.Flags().StringVar(&cancel, "cancel", "", "end the invite `ID`, as --list shows it; its code will do, too")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := alone(cmd, "list", "cancel"); err != nil {
+			return err
+		}
+		switch {
+		case listing:
+			return a.invites(cmd.Context())
+		case cancel != "":
+			return a.ask(cmd.Context(), daemon.CancelInviteRequest{ID: cancel}, a.tell)
+		}
 		if err := atMostOne(cmd, "only", "device", "relay"); err != nil {
 			return err
 		}
@@ -197,4 +216,19 @@ fwd invite --replace laptop         # it was set up anew and lost its key`,
 		})
 	}
 	return cmd
+}
+
+// invites prints what became of the invites that were given out.
+func (a *app) invites(ctx context.Context) error {
+	return list(ctx, a, daemon.InvitesRequest{}, "invites", func(invites []daemon.InviteEntry) {
+		if len(invites) == 0 {
+			a.out.story("no invite is known; make one: fwd invite")
+			return
+		}
+		rows := [][]string{{"INVITE", "MAKES", "TAGS", "USED", "STATE", "UNTIL"}}
+		for _, i := range invites {
+			rows = append(rows, []string{i.ID, i.Makes(), strings.Join(i.Tags, ","), fmt.Sprintf("%d of %d", i.Used, i.Uses), i.State, i.Expires.Local().Format("2 Jan 15:04")})
+		}
+		a.out.table(rows)
+	})
 }

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
@@ -131,7 +132,7 @@ func TestOnlyAdminsAreObeyedFromAfar(t *testing.T) {
 	admin.must(JoinRequest{Invite: first, As: "admin"})
 	member.must(JoinRequest{Invite: relay.invite(), As: "member"})
 	member.hold(ExposeRequest{Target: reverser(t), Name: "nas"}, "exposed")
-	for _, req := range []any{InviteRequest{}, RevokeRequest{Peer: "admin"}, RenameRequest{Peer: "admin", Name: "x"}} {
+	for _, req := range []any{InviteRequest{}, RevokeRequest{Peer: "admin"}, RenameRequest{Peer: "admin", Name: "x"}, InvitesRequest{}, CancelInviteRequest{ID: "0011223344556677"}} {
 		_, err := member.call(req)
 		wantCode(t, err, "not-admin")
 	}
@@ -194,6 +195,17 @@ func TestAnotherMachinesWordsAreShownAsWordsOnly(t *testing.T) {
 	}
 	if got := clean("äöü", 3); got != "ä\ufffd" && got != "ä" {
 		t.Errorf("cut to %q", got)
+	}
+	raw, err := json.Marshal([]InviteEntry{{ID: "\x1b[31mred", Caps: []string{"a\nb"}, Tags: []string{"c\u202ed"}, State: strings.Repeat("x", 1000), Uses: 5}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var told []InviteEntry
+	if err := json.Unmarshal(cleanInvites(raw), &told); err != nil {
+		t.Fatal(err)
+	}
+	if i := told[0]; i.ID != "[31mred" || i.Caps[0] != "ab" || i.Tags[0] != "cd" || len(i.State) > 80 || i.Uses != 5 {
+		t.Errorf("another machine's invite is shown as %+v", i)
 	}
 }
 

@@ -73,6 +73,11 @@ type (
 		Tags    []string      `json:"tags,omitempty"`
 		Replace string        `json:"replace,omitempty"`
 	}
+	InvitesRequest struct{}
+	// CancelInviteRequest: by the ID that InvitesRequest lists, or by the code.
+	CancelInviteRequest struct {
+		ID string `json:"id"`
+	}
 	ExposeRequest struct {
 		Target string        `json:"target"`
 		Name   string        `json:"name,omitempty"`
@@ -183,7 +188,7 @@ type (
 //	relay      Peer, Addrs: the relay is up
 //	page       URL: it is served
 //	profile    Result: the next piece of the bytes that DebugRequest asked for
-//	status, ls, peers, doctor, speed, result   Result: the command's one answer
+//	status, ls, peers, invites, doctor, speed, result   Result: the command's one answer
 //	error      Failure
 //	done
 type Event struct {

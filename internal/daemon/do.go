@@ -15,6 +15,10 @@ func (d *Daemon) do(ctx context.Context, req Request, emit func(Event), stream *
 		return with(req, func(r JoinRequest) error { return d.join(ctx, r, emit) })
 	case "invite":
 		return with(req, func(r InviteRequest) error { return d.invite(ctx, r, emit) })
+	case "invites":
+		return d.invites(ctx, emit)
+	case "cancel-invite":
+		return with(req, func(r CancelInviteRequest) error { return d.cancelInvite(ctx, r, emit) })
 	case "expose":
 		return with(req, func(r ExposeRequest) error {
 			if r.Keep {

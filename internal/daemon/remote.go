@@ -35,10 +35,13 @@ var mayAsk = map[string]identity.Capability{
 	"leave":    identity.Use | identity.Expose | identity.Relay, // oneself
 	"hand-on":  identity.Expose,                                 // one's own place
 	"invite":   identity.Admin,
+	"invites":  identity.Admin,
 	"revoke":   identity.Admin,
 	"rename":   identity.Admin,
 	"allow":    identity.Admin,
 	"succeed":  0, // the owner alone, whatever else its entry says
+
+	"cancel-invite": identity.Admin,
 }
 
 // SucceedRequest hands the network key to the machine that is to be the owner.
@@ -221,8 +224,12 @@ func (d *Daemon) ask(ctx context.Context, p peer.ID, command string, request any
 	for _, e := range reply.Events[:min(len(reply.Events), 64)] {
 		// What another machine says is shown to a person: words alone, and no more
 		// of the events than its answers have.
-		emit(Event{Event: clean(e.Event, 20), Message: clean(e.Message, maxTold), Invite: clean(e.Invite, 4096),
-			Peer: clean(e.Peer, 80), Machine: clean(e.Machine, 80)})
+		told := Event{Event: clean(e.Event, 20), Message: clean(e.Message, maxTold), Invite: clean(e.Invite, 4096),
+			Peer: clean(e.Peer, 80), Machine: clean(e.Machine, 80)}
+		if told.Event == "invites" {
+			told.Result = cleanInvites(e.Result)
+		}
+		emit(told)
 	}
 	return nil
 }

@@ -17,7 +17,7 @@ import (
 type pageView struct {
 	Status  Status
 	Peers   []PeerEntry
-	Invites []inviteView
+	Invites []InviteEntry
 	Owner   string // who has the invites, where this machine has not
 	Maps    []mapView
 	Chart   chartView
@@ -25,15 +25,6 @@ type pageView struct {
 	Kept    bool // what is exposed here outlives the page
 	Form    string
 	Note    note
-}
-
-// An inviteView is one code that was given out; the code itself is known to
-// nobody but its holder.
-type inviteView struct {
-	ID, Makes    string
-	Used, Uses   int
-	Expires      string
-	Spent, Stale bool
 }
 
 func (u *ui) view() pageView {
@@ -46,13 +37,7 @@ func (u *ui) view() pageView {
 		v.Maps = append(v.Maps, drawMap(&v.Status, v.Peers, shape))
 	}
 	if owner := d.currentOwner(); owner != nil {
-		now := d.now()
-		for _, i := range owner.Invites() {
-			makes := i.Caps.String()
-			v.Invites = append(v.Invites, inviteView{ID: i.ID, Makes: makes, Used: len(i.Used), Uses: i.Uses,
-				Expires: i.Expires.Local().Format("2 Jan 15:04"), Spent: len(i.Used) >= i.Uses, Stale: now.After(i.Expires)})
-		}
-		slices.SortFunc(v.Invites, func(a, b inviteView) int { return cmp.Compare(a.ID, b.ID) })
+		v.Invites = d.inviteList(owner)
 	} else if roster := d.book.Current(); roster != nil {
 		v.Owner = d.nameOf(roster.Owner)
 	}

@@ -56,6 +56,8 @@ func TestMemberCannotTakeNamesNorRule(t *testing.T) {
 		{"claim", "failed", w.relayID(), args("service", "../x")},
 		{"announce", "refused", w.relayID(), args("addrs", []string{"/ip4/127.0.0.1/tcp/1"})},
 		{"invite", "refused", w.relayID(), args("admin", true)},
+		{"invites", "refused", w.relayID(), nil},
+		{"cancel-invite", "refused", w.relayID(), args("id", "0011223344556677")},
 		{"revoke", "refused", w.relayID(), args("peer", "nas-box")},
 		{"rename", "refused", w.relayID(), args("peer", "nas-box", "name", "x")},
 		{"succeed", "refused", w.relayID(), args("key", []byte("x"))},
