@@ -3,6 +3,7 @@ package identity
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -52,6 +53,10 @@ type InviteInfo struct {
 type guesses struct {
 	since time.Time
 	n     int
+}
+
+func (g guesses) past(now time.Time) bool {
+	return now.Sub(g.since) >= guessWindow || now.Before(g.since)
 }
 
 // Invite makes an invite. Its key is on disk when the code is returned, its secret
@@ -252,16 +257,13 @@ func (o *Owner) Join(request []byte, from peer.ID, now time.Time) (reply []byte,
 }
 
 func (o *Owner) guessedTooOftenLocked(id [inviteIDSize]byte, now time.Time) bool {
-	g, ok := o.guesses[id]
-	if ok && (now.Sub(g.since) >= guessWindow || now.Before(g.since)) {
-		delete(o.guesses, id)
-		return false
-	}
-	return g.n >= maxGuesses
+	g := o.guesses[id]
+	return g.n >= maxGuesses && !g.past(now)
 }
 
-// countGuessLocked keeps one count for each invite, so there are at most maxInvites.
+// countGuessLocked drops the counts of past windows: their invites may be forgotten.
 func (o *Owner) countGuessLocked(id [inviteIDSize]byte, now time.Time) {
+	maps.DeleteFunc(o.guesses, func(_ [inviteIDSize]byte, g guesses) bool { return g.past(now) })
 	g, ok := o.guesses[id]
 	if !ok {
 		g.since = now

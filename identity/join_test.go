@@ -187,6 +187,20 @@ func TestGuessesAreLimited(t *testing.T) {
 	must(t, err)
 }
 
+func TestGuessesArePastWithTheirWindow(t *testing.T) {
+	n := newNetwork(t)
+	laptop := newMachine(t, "laptop")
+	for i := range 3 {
+		guess, err := n.owner.Invite(InviteOptions{}, t0)
+		must(t, err)
+		guess.secret[3] ^= 1
+		n.use(t, guess, laptop, "laptop", t0.Add(time.Duration(i)*guessWindow))
+	}
+	if held := len(n.owner.guesses); held != 1 {
+		t.Fatalf("%d counts are held", held)
+	}
+}
+
 func TestCarriedRequestIsTheSameAndAMisdirectedOneIsIgnored(t *testing.T) {
 	n := newNetwork(t)
 	invite, err := n.owner.Invite(InviteOptions{}, t0)
