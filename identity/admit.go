@@ -313,7 +313,7 @@ func (o *Owner) admitLocked(v invitation, j joinRequest, now time.Time) error {
 func (o *Owner) welcome(p peer.ID) joinReply {
 	g := o.book.now.Load()
 	e, _ := g.roster.Entry(p)
-	return joinReply{code: joinOK, name: e.Name, envelope: g.show(e)}
+	return joinReply{code: joinOK, name: e.Name, envelope: g.show(g.roster, e)}
 }
 
 // errReplacedGone: an invite to take a machine's place says nothing about what the
@@ -337,14 +337,14 @@ func (r *Roster) admit(v invitation, j joinRequest, now time.Time) error {
 	}
 	e := v.entry(j.joiner, r.Entries[i].Name, now)
 	if old := r.Entries[i]; !old.expired(now) {
-		e = join(old, e)
+		e = unite(old, e)
 	}
 	r.Entries[i] = e
 	return nil
 }
 
-// join is an entry that may what either may. The name is a's.
-func join(a, b Entry) Entry {
+// unite is an entry that may what either may. The name is a's.
+func unite(a, b Entry) Entry {
 	e := a.clone()
 	e.Caps |= b.Caps
 	e.Only = nil

@@ -212,16 +212,16 @@ func (g page) adopt(envelope []byte) (next page, changed bool, err error) {
 	if s.For != "" && s.For != cur.For {
 		return g.adoptSlice(s)
 	}
+	wholeOfSlice := cur.For != "" && s.For == ""
 	switch order := s.compare(cur.Roster); {
 	case order < 0:
 		return g, false, fmt.Errorf("adopt roster %s, holding %s: %w", s.number(), cur.number(), ErrOlder)
-	case order == 0 && bytes.Equal(s.payload, cur.payload):
+	case order > 0 || wholeOfSlice:
+		return g.turn(s, nil), true, nil
+	case bytes.Equal(s.payload, cur.payload):
 		return g, false, nil
-	case order == 0 && cur.For != "" && s.For == "": // the whole page, to one who held a slice of it
-	case order == 0:
-		return g, false, fmt.Errorf("adopt roster %s: %w", s.number(), ErrConflict)
 	}
-	return g.turn(s, nil), true, nil
+	return g, false, fmt.Errorf("adopt roster %s: %w", s.number(), ErrConflict)
 }
 
 func (g page) adoptSlice(s *Sealed) (next page, changed bool, err error) {
@@ -367,26 +367,25 @@ func (b *Book) Offer(p peer.ID, now time.Time) RosterMsg {
 	if !ok || e.expired(g.time(now)) {
 		return RosterMsg{}
 	}
-	msg := RosterMsg{Term: s.Term, Epoch: s.Epoch}
+	msg := RosterMsg{Term: s.Term, Epoch: s.Epoch, Roster: g.show(s, e)}
 	if g.beat != nil {
 		msg.Heartbeat = g.beat.envelope
 	}
-	if msg.Roster = g.show(e); s.For != "" {
-		msg.Roster = s.Envelope // all that we have is a slice, ours or p's
-	} else if !s.confined(e) {
+	if s.For == "" && !s.confined(e) {
 		msg.Slices = g.sliceEnvelopes(maxSlicesOffered)
 	}
 	return msg
 }
 
-// show is the envelope that a peer on the roster may have: the roster, or for a guest
-// its slice (nil while we have none).
-func (g *page) show(e Entry) []byte {
-	if !g.roster.confined(e) {
-		return g.roster.Envelope
-	}
-	if s := g.slices[e.Peer]; s != nil {
+// show is what of s, by which a peer is judged, that peer may have: the whole, or for a guest
+// its slice (nil while we have none). Where s is a slice itself, ours or the peer's, there
+// is nothing to keep back.
+func (g *page) show(s *Sealed, e Entry) []byte {
+	if s.For != "" || !s.confined(e) {
 		return s.Envelope
+	}
+	if own := g.slices[e.Peer]; own != nil {
+		return own.Envelope
 	}
 	return nil
 }

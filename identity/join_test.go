@@ -291,7 +291,7 @@ func TestAnotherInviteTakesNothingAway(t *testing.T) {
 	if e.Caps != Member || len(e.Only) != 1 || !e.guest() {
 		t.Fatalf("a device and guest may use everything: %+v", e)
 	}
-	if e := join(Entry{Caps: Guest}, Entry{Caps: Device}); e.Caps != Device {
+	if e := unite(Entry{Caps: Guest}, Entry{Caps: Device}); e.Caps != Device {
 		t.Fatalf("a guest of nothing and a device may use: %+v", e)
 	}
 }
