@@ -600,7 +600,7 @@ func (o *Owner) Adopt(envelope []byte, now time.Time) (changed bool, err error) 
 	}
 	next.Term, next.Epoch = max(s.Term, cur.Term), max(s.Epoch, cur.Epoch)+1
 	next.ensure(o.self, cur.Roster)
-	if order >= 0 {
+	if order >= 0 { // the invites were set back with the roster
 		if err := o.saveLocked(o.ledger.end(next)); err != nil {
 			return false, err
 		}

@@ -185,6 +185,15 @@ func TestAnInviteThatContradictsItselfIsRefused(t *testing.T) {
 	relay.must(InviteRequest{Relay: true, Admin: true}) // a relay that also administers is no contradiction
 }
 
+func TestARelayWhoseInviteIsCancelledIsWaitedForNoMore(t *testing.T) {
+	owner, _ := newRelay(t)
+	code := owner.inviteFor(InviteRequest{Relay: true, At: "127.0.0.1:" + freePort(t)})
+	waits := func() bool { return strings.Contains(strings.Join(owner.status().Warnings, " "), "relay-waited-for") }
+	eventually(t, "the owner to say that it waits", waits)
+	owner.must(CancelInviteRequest{ID: code})
+	eventually(t, "the owner to wait no more", func() bool { return !waits() })
+}
+
 func TestAnotherMachinesWordsAreShownAsWordsOnly(t *testing.T) {
 	for in, want := range map[string]string{
 		"plain words": "plain words", "\x1b[31mred\x1b[0m": "[31mred[0m", "a\nb\r\tc": "abc", "\xff\xfe": "\ufffd\ufffd",

@@ -82,7 +82,8 @@ func (d *Daemon) followWelcomes(ctx context.Context) error {
 	}
 }
 
-// welcome dials one until it has joined or its invite has ended.
+// welcome dials one until it has joined or its invite has ended. Used is not ended: the
+// relay may have lost the answer.
 func (d *Daemon) welcome(ctx context.Context, owner *identity.Owner, w identity.Waiting) {
 	for pause := welcomeFirst; ; pause = min(2*pause, welcomeLast) {
 		name, err := d.welcomeOnce(ctx, owner, w.Joiner)
@@ -97,7 +98,8 @@ func (d *Daemon) welcome(ctx context.Context, owner *identity.Owner, w identity.
 			return
 		case <-time.After(pause):
 		}
-		if !d.now().Before(w.Expires) || d.currentOwner() != owner {
+		cancelled := slices.ContainsFunc(owner.Invites(), func(i identity.InviteInfo) bool { return i.ID == w.Invite && i.Uses == 0 })
+		if cancelled || !d.now().Before(w.Expires) || d.currentOwner() != owner {
 			return
 		}
 	}
