@@ -1,6 +1,7 @@
 package relaynode
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
@@ -138,8 +139,8 @@ func (r *reflector) answer(packet []byte, from netip.AddrPort) (answer []byte, e
 	return answer, rest[0], binary.BigEndian.Uint16(rest[1:3]), true
 }
 
-// open listens beside each QUIC address that the host listens on: at the next two ports by UDP and the next by TCP or,
-// where one is taken, at any.
+// open listens beside one QUIC address of each family that the host listens on: at the next two ports by UDP and the next
+// by TCP or, where one is taken, at any.
 func (r *reflector) open(listening []ma.Multiaddr, log *slog.Logger) {
 	for _, v4 := range []bool{true, false} {
 		at, ok := quicAddr(listening, v4)
@@ -297,8 +298,16 @@ func listenBeside(at netip.AddrPort) (main, other *net.UDPConn, err error) {
 	return main, other, nil
 }
 
-// quicAddr is the first QUIC address of that family among the host's.
-func quicAddr(listening []ma.Multiaddr, v4 bool) (netip.AddrPort, bool) {
+// quicAddr is the QUIC address of that family beside which we reflect. The host gives its addresses in another order each
+// time, but firewalls are open for certain ports: so it is that of the lowest port from 1024 on (443 is mostly one more,
+// for networks that let nothing else out) or, where there is none, of the lowest.
+func quicAddr(listening []ma.Multiaddr, v4 bool) (at netip.AddrPort, ok bool) {
+	before := func(a, b netip.AddrPort) bool {
+		if low := a.Port() < 1024; low != (b.Port() < 1024) {
+			return !low
+		}
+		return cmp.Or(cmp.Compare(a.Port(), b.Port()), a.Addr().Compare(b.Addr())) < 0
+	}
 	for _, a := range listening {
 		if _, err := a.ValueForProtocol(ma.P_QUIC_V1); err != nil {
 			continue
@@ -308,9 +317,11 @@ func quicAddr(listening []ma.Multiaddr, v4 bool) (netip.AddrPort, bool) {
 		if err != nil {
 			continue
 		}
-		if at := n.(*net.UDPAddr).AddrPort(); at.Addr().Unmap().Is4() == v4 {
-			return netip.AddrPortFrom(at.Addr().Unmap(), at.Port()), true
+		next := n.(*net.UDPAddr).AddrPort()
+		next = netip.AddrPortFrom(next.Addr().Unmap(), next.Port())
+		if next.Addr().Is4() == v4 && (!ok || before(next, at)) {
+			at, ok = next, true
 		}
 	}
-	return netip.AddrPort{}, false
+	return at, ok
 }

@@ -131,6 +131,35 @@ func TestReflectorAnswersByTCPWhoHoldsAToken(t *testing.T) {
 	}
 }
 
+func TestReflectorStandsBesideTheSamePortAtEveryStart(t *testing.T) {
+	at := func(words ...string) (out []ma.Multiaddr) {
+		for _, w := range words {
+			out = append(out, ma.StringCast(w))
+		}
+		return out
+	}
+	const web, usual, usual6 = "/ip4/0.0.0.0/udp/443/quic-v1", "/ip4/0.0.0.0/udp/4001/quic-v1", "/ip6/::/udp/4001/quic-v1"
+	for _, c := range []struct {
+		name      string
+		listening []ma.Multiaddr
+		v4        bool
+		want      string
+	}{
+		{"4001 before 443", at(usual, web), true, "0.0.0.0:4001"},
+		{"443 before 4001", at(web, usual), true, "0.0.0.0:4001"},
+		{"443 alone", at("/ip4/0.0.0.0/tcp/4001", web), true, "0.0.0.0:443"},
+		{"53 and 443", at(web, "/ip4/0.0.0.0/udp/53/quic-v1"), true, "0.0.0.0:53"},
+		{"two ports of programs", at("/ip4/0.0.0.0/udp/5001/quic-v1", usual), true, "0.0.0.0:4001"},
+		{"one port of two addresses", at("/ip4/7.0.0.11/udp/4001/quic-v1", "/ip4/7.0.0.10/udp/4001/quic-v1"), true, "7.0.0.10:4001"},
+		{"the other family", at(web, usual6, usual, "/ip6/::/udp/443/quic-v1"), false, "[::]:4001"},
+		{"none of the family", at(usual), false, "invalid AddrPort"},
+	} {
+		if got, ok := quicAddr(c.listening, c.v4); got.String() != c.want || ok != got.IsValid() {
+			t.Errorf("%s: beside %s, want %s", c.name, got, c.want)
+		}
+	}
+}
+
 func FuzzReflectRequest(f *testing.F) {
 	r := newReflector(time.Now)
 	r.ports[true] = 1
