@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -14,6 +15,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/p2p/host/basic"
+	"github.com/libp2p/go-libp2p/p2p/net/nat"
 	"github.com/libp2p/go-netroute"
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
@@ -21,13 +23,18 @@ import (
 	"fwd/internal/portmap"
 )
 
-// lookForRouter is how often a router is looked for where none opens ports: somebody may turn it on.
-const lookForRouter = 10 * time.Minute
+// Where no router opens ports one is looked for again: soon, for a router that is starting refuses until it has an
+// address, then ever more rarely, in case that somebody turns it on.
+const (
+	lookSoon   = 15 * time.Second // longer than libp2p's search
+	lookSeldom = 10 * time.Minute
+)
 
 // mapperConfig is what a mapper needs beside the network.
 type mapperConfig struct {
-	nonce   portmap.Nonce
-	changed func() // told when ports were opened or lost
+	find    func(context.Context) (*portmap.Router, error) // one that speaks PCP or NAT-PMP
+	search  func(network.Network) basichost.NATManager     // libp2p's, for one that speaks UPnP
+	changed func()                                         // told when ports were opened or lost
 	log     *slog.Logger
 }
 
@@ -37,7 +44,19 @@ func newMapperConfig(key crypto.PrivKey, changed func(), log *slog.Logger) (*map
 		return nil, err
 	}
 	sum := sha256.Sum256(append([]byte("fwd port mapping\n"), raw...))
-	return &mapperConfig{nonce: portmap.Nonce(sum[:]), changed: changed, log: log}, nil
+	nonce := portmap.Nonce(sum[:])
+	find := func(ctx context.Context) (*portmap.Router, error) {
+		at, err := Gateway(farAway)
+		if err != nil {
+			return nil, err
+		}
+		router, err := portmap.Find(ctx, at, nonce)
+		if err != nil {
+			return nil, fmt.Errorf("ask the router %s: %w", at, err)
+		}
+		return router, nil
+	}
+	return &mapperConfig{find: find, search: basichost.NewNATManager, changed: changed, log: log}, nil
 }
 
 // natManager is what the host builds its port mapping with.
@@ -92,9 +111,16 @@ func (m *mapper) begin() {
 	m.stop, m.ended = cancel, ended
 	go func() { // ends with Close or restart
 		defer close(ended)
+		wait := lookSoon
 		for ctx.Err() == nil {
-			m.byPackets(ctx)
-			m.byUPnP(ctx)
+			if m.byPackets(ctx) {
+				wait = lookSoon
+			}
+			if m.byUPnP(ctx, wait) {
+				wait = lookSoon
+				continue
+			}
+			wait = min(2*wait, lookSeldom)
 		}
 	}()
 }
@@ -166,36 +192,38 @@ func (m *mapper) use(k *portmap.Keeper, upnp basichost.NATManager) {
 	m.keeper, m.upnp = k, upnp
 }
 
-// byPackets maps by PCP or NAT-PMP until ctx ends or the router opens no port by them.
-func (m *mapper) byPackets(ctx context.Context) {
-	at, err := Gateway(farAway)
+// byPackets maps by PCP or NAT-PMP until ctx ends or the router opens no port by them; did says whether it ever opened one.
+func (m *mapper) byPackets(ctx context.Context) (did bool) {
+	router, err := m.find(ctx)
 	if err != nil {
-		m.log.Debug("no router to map ports", "err", err)
-		return
-	}
-	router, err := portmap.Find(ctx, at, m.nonce)
-	if err != nil {
-		m.log.Debug("no port mapping by packets", "router", at, "err", err)
-		return
+		m.log.Debug("no port mapping by packets", "err", err)
+		return false
 	}
 	keeper := portmap.NewKeeper(router, m.ports)
 	m.use(keeper, nil)
 	defer m.use(nil, nil)
 	err = keeper.Run(ctx, m.again, func() {
-		m.log.Debug("the router has opened or closed ports", "router", at, "by", router.Protocol(), "now", m.mapped())
+		did = true
+		m.log.Debug("the router has opened or closed ports", "router", router.Addr(), "by", router.Protocol(), "now", m.mapped())
 		m.changed()
 	})
 	if ctx.Err() == nil {
-		m.log.Debug("the router opens no port", "router", at, "by", router.Protocol(), "err", err)
+		m.log.Debug("the router opens no port", "router", router.Addr(), "by", router.Protocol(), "err", err)
 	}
+	return did
 }
 
-// byUPnP has libp2p look for a router; where it finds none it ends after a while.
-func (m *mapper) byUPnP(ctx context.Context) {
+// byUPnP has libp2p look for a router, which it does once. Where it finds none this ends after wait, or as soon as its
+// search is over if we were asked to look meanwhile.
+func (m *mapper) byUPnP(ctx context.Context, wait time.Duration) (asked bool) {
 	if ctx.Err() != nil {
-		return
+		return false
 	}
-	upnp := basichost.NewNATManager(m.network)
+	select {
+	case <-m.again: // byPackets has just looked
+	default:
+	}
+	upnp := m.search(m.network)
 	defer upnp.Close()
 	m.use(nil, upnp)
 	defer m.use(nil, nil)
@@ -206,16 +234,20 @@ func (m *mapper) byUPnP(ctx context.Context) {
 	for {
 		select {
 		case <-tick.C:
+		case <-m.again:
+			asked = true
+			continue
 		case <-ctx.Done():
-			return
+			return asked
 		}
 		if now := m.mapped(); !slices.EqualFunc(before, now, ma.Multiaddr.Equal) {
 			m.log.Debug("the router has opened or closed ports", "by", "UPnP", "now", now)
 			before = now
 			m.changed()
 		}
-		if !upnp.HasDiscoveredNAT() && time.Since(began) > lookForRouter {
-			return
+		passed := time.Since(began)
+		if !upnp.HasDiscoveredNAT() && (passed > wait || asked && passed > nat.DiscoveryTimeout) {
+			return asked
 		}
 	}
 }

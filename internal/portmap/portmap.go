@@ -84,12 +84,16 @@ func (r *Router) Protocol() string {
 	return "NAT-PMP"
 }
 
+// Addr is where it is asked.
+func (r *Router) Addr() netip.Addr { return r.at.Addr() }
+
 // Find asks the router what it speaks, in both at once.
 func Find(ctx context.Context, router netip.Addr, nonce Nonce) (*Router, error) {
-	return findAt(ctx, netip.AddrPortFrom(router, port), nonce)
+	return FindAt(ctx, netip.AddrPortFrom(router, port), nonce)
 }
 
-func findAt(ctx context.Context, at netip.AddrPort, nonce Nonce) (*Router, error) {
+// FindAt is Find for one that listens at another port.
+func FindAt(ctx context.Context, at netip.AddrPort, nonce Nonce) (*Router, error) {
 	if !at.Addr().Is4() {
 		return nil, ErrSilent
 	}

@@ -79,7 +79,7 @@ func olderRouter(life uint32) func([]byte) []byte {
 
 func find(t *testing.T, at netip.AddrPort) *Router {
 	t.Helper()
-	r, err := findAt(t.Context(), at, Nonce{1, 2, 3})
+	r, err := FindAt(t.Context(), at, Nonce{1, 2, 3})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -116,13 +116,13 @@ func TestPCPIsPreferredWhereBothAreSpoken(t *testing.T) {
 
 func TestASilentRouterIsGivenUpSoon(t *testing.T) {
 	began := time.Now()
-	_, err := findAt(t.Context(), router(t, func([]byte) []byte { return nil }), Nonce{})
+	_, err := FindAt(t.Context(), router(t, func([]byte) []byte { return nil }), Nonce{})
 	if took := time.Since(began); !errors.Is(err, ErrSilent) || took < firstWait*7 {
 		t.Errorf("%v after %v", err, took)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := findAt(ctx, router(t, func([]byte) []byte { return nil }), Nonce{}); !errors.Is(err, context.Canceled) {
+	if _, err := FindAt(ctx, router(t, func([]byte) []byte { return nil }), Nonce{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 }
