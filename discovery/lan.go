@@ -5,6 +5,8 @@ import (
 	"crypto/sha256"
 	"encoding/base32"
 	"log/slog"
+	"net"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -222,12 +224,65 @@ func usableOnLAN(a ma.Multiaddr) bool {
 // lanAddrs are the host's own addresses that are announced on the LAN. The
 // interfaces are asked here, since the swarm's answer may be a minute old.
 func lanAddrs(h host.Host) []ma.Multiaddr {
-	addrs, err := manet.ResolveUnspecifiedAddresses(h.Network().ListenAddresses(), nil)
+	system, err := net.Interfaces()
 	if err != nil {
 		return nil
 	}
-	return slices.DeleteFunc(addrs, func(a ma.Multiaddr) bool { return !usableOnLAN(a) })
+	var all []iface
+	for _, i := range system {
+		if addrs, err := i.Addrs(); err == nil {
+			all = append(all, iface{i.Name, i.Flags, addrs})
+		}
+	}
+	return announcedAt(h.Network().ListenAddresses(), all)
 }
+
+// iface is one of this machine's.
+type iface struct {
+	name  string
+	flags net.Flags
+	addrs []net.Addr
+}
+
+// announcedAt are the addresses that whoever is on a LAN of ours is told. The
+// library says the same on each interface, and strangers hear it. So what no
+// neighbour dials is left out: the ends of tunnels, interfaces where nothing is
+// announced, and bridges to containers and virtual machines, unless the
+// machine has no other LAN.
+func announcedAt(listening []ma.Multiaddr, all []iface) []ma.Multiaddr {
+	var lans, bridges []ma.Multiaddr
+	for _, i := range all {
+		if i.flags&net.FlagUp == 0 || i.flags&net.FlagMulticast == 0 || i.flags&net.FlagPointToPoint != 0 {
+			continue
+		}
+		to := &lans
+		if virtualBridge.MatchString(i.name) {
+			to = &bridges
+		}
+		for _, a := range i.addrs {
+			if ip, err := manet.FromNetAddr(a); err == nil && usableOnLAN(ip) && !manet.IsIP6LinkLocal(ip) {
+				*to = append(*to, ip)
+			}
+		}
+	}
+	if len(lans) == 0 {
+		lans = bridges
+	}
+	if len(lans) == 0 { // the library's function would take it for "ask the system"
+		return nil
+	}
+	addrs, err := manet.ResolveUnspecifiedAddresses(listening, lans)
+	if err != nil {
+		return nil
+	}
+	return slices.DeleteFunc(addrs, func(a ma.Multiaddr) bool {
+		return !slices.ContainsFunc(lans, func(ip ma.Multiaddr) bool { return len(a) > 0 && a[0].Equal(&ip[0]) })
+	})
+}
+
+// virtualBridge matches the names that Docker, Podman, libvirt, LXC, Kubernetes,
+// VMware and VirtualBox give to bridges whose other side is this machine.
+var virtualBridge = regexp.MustCompile(`^(docker\d+|br-[0-9a-f]{12}|podman\d+|virbr\d+|lxcbr\d+|lxdbr\d+|incusbr\d+|cni\d+|vmnet\d+|vboxnet\d+)$`)
 
 func sameAddrs(a, b []ma.Multiaddr) bool {
 	return slices.EqualFunc(a, b, func(x, y ma.Multiaddr) bool { return x.Equal(y) })

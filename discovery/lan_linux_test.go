@@ -64,6 +64,25 @@ func lanInterface(t *testing.T, addr string) {
 	}
 }
 
+// containers gives the namespace what Docker makes on a host. It leads nowhere.
+func containers(t *testing.T) {
+	t.Helper()
+	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "docker0"}}
+	ip, err := netlink.ParseAddr("172.17.0.1/16")
+	if err == nil {
+		err = netlink.LinkAdd(bridge)
+	}
+	if err != nil {
+		t.Skipf("no bridges here: %v", err)
+	}
+	if err := netlink.AddrAdd(bridge, ip); err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkSetUp(bridge); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestMembersOnOneLANFindEachOtherAndStrangersDoNot(t *testing.T) {
 	if !alone(t) {
 		return
@@ -92,6 +111,27 @@ func TestMembersOnOneLANFindEachOtherAndStrangersDoNot(t *testing.T) {
 	}
 	if got := find(t, f, stranger.ID()); len(got) != 0 {
 		t.Errorf("a stranger was found at %v", got)
+	}
+}
+
+func TestMembersOnOneLANAreNotToldOfContainers(t *testing.T) {
+	if !alone(t) {
+		return
+	}
+	lanInterface(t, "192.168.79.1/24")
+	containers(t)
+	const listen = "/ip4/0.0.0.0/tcp/0"
+	nas, laptop := newHost(t, listen), newHost(t, listen)
+	var f *Finder
+	for _, h := range []host.Host{nas, laptop} {
+		f = newFinder(t, h, "/ip4/192.0.2.1/tcp/1", nil, func(c *Config) { c.LAN = true })
+		serve(t, f)
+	}
+	eventually(t, "found on the LAN", func() bool { return len(find(t, f, nas.ID())) > 0 })
+	for a := range find(t, f, nas.ID()) {
+		if !strings.HasPrefix(a, "/ip4/192.168.79.1/") {
+			t.Errorf("told of %s", a)
+		}
 	}
 }
 
