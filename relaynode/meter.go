@@ -72,6 +72,7 @@ type meter struct {
 
 	mu    sync.Mutex
 	used  Usage
+	left  Usage // of the month before the last turn, to which a clock that was wrong for a while comes back
 	peers map[peer.ID]*bucket
 
 	conns sync.Map // network.Conn → *atomic.Int64: Unix ns of the last byte relayed from it
@@ -118,11 +119,22 @@ func (m *meter) usage() Usage {
 	return m.used
 }
 
+// turnLocked begins another month where the clock says so. A month that is noted may be the next one, for a clock set
+// back a little buys no new quota; one further ahead was noted by a wrong clock, and nothing would end it.
 func (m *meter) turnLocked() {
-	if month := m.now().UTC().Format("2006-01"); month > m.used.Month { // a clock set back starts no new month
-		m.used = Usage{Month: month}
+	now := m.now().UTC()
+	month, next := monthOf(now), monthOf(time.Date(now.Year(), now.Month()+1, 1, 0, 0, 0, 0, time.UTC))
+	if month <= m.used.Month && m.used.Month <= next {
+		return
 	}
+	turned := Usage{Month: month}
+	if m.left.Month == month {
+		turned = m.left
+	}
+	m.used, m.left = turned, m.used
 }
+
+func monthOf(t time.Time) string { return t.Format("2006-01") }
 
 // bucketOf returns p's bucket, nil if peers are not limited, and what gives it back.
 func (m *meter) bucketOf(p peer.ID) (b *rate.Limiter, release func()) {

@@ -93,6 +93,39 @@ func TestUsageCarriesOverARestartWithinTheMonthOnly(t *testing.T) {
 	}
 }
 
+func TestAClockThatWasWrongEndsNoQuotaForEver(t *testing.T) {
+	const quota = 100
+	at := func(year int, month time.Month) time.Time { return time.Date(year, month, 31, 12, 0, 0, 0, time.UTC) }
+	now := at(2099, time.January)
+	m := newMeter(Limits{Monthly: quota}, Usage{Month: "2026-12", Bytes: 60}, func() time.Time { return now })
+	m.count(quota)
+	if !m.spent() {
+		t.Fatalf("used %+v", m.usage())
+	}
+	restarted := newMeter(Limits{Monthly: quota}, m.usage(), func() time.Time { return now })
+	now = at(2026, time.December)
+	if u := m.usage(); u != (Usage{Month: "2026-12", Bytes: 60}) || m.spent() {
+		t.Errorf("the clock is right again: used %+v, spent %v; want what the month had", u, m.spent())
+	}
+	if u := restarted.usage(); u != (Usage{Month: "2026-12"}) || restarted.spent() {
+		t.Errorf("the clock is right again after a restart: used %+v, spent %v", u, restarted.spent())
+	}
+	now = at(2027, time.January)
+	if u := m.usage(); u != (Usage{Month: "2027-01"}) {
+		t.Errorf("in the next month used %+v", u)
+	}
+}
+
+func TestAMachineThatStartsWithAnOldClockKeepsItsMonth(t *testing.T) {
+	now := time.Unix(0, 0) // no clock runs while it is off
+	m := newMeter(Limits{Monthly: 100}, Usage{Month: "2026-11", Bytes: 60}, func() time.Time { return now })
+	m.count(1)
+	now = time.Date(2026, 11, 30, 0, 0, 0, 0, time.UTC)
+	if u := m.usage(); u != (Usage{Month: "2026-11", Bytes: 60}) {
+		t.Errorf("used %+v", u)
+	}
+}
+
 func TestClosingStreamsBuysNoNewBurst(t *testing.T) {
 	m := newMeter(Limits{PerPeer: minRate}, Usage{}, time.Now)
 	b, release := m.bucketOf("p")
