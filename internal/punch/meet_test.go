@@ -3,6 +3,7 @@ package punch
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -181,6 +182,79 @@ func TestBirthdayPunchMeetsWithinItsBudget(t *testing.T) {
 		if open != 1 {
 			t.Errorf("%d sockets left open, want the one that is used", open)
 		}
+	})
+}
+
+// Who gave way waits for the other run, however long that guesses: neither side gives up meanwhile.
+func TestPunchStartedByBothAtOnceHasOneOutcome(t *testing.T) {
+	vain := func(s *side) { s.refuse = true }
+	for name, c := range map[string]struct {
+		prepare func(lower, higher *side)
+		direct  bool
+	}{
+		"they meet":                              {func(lower, higher *side) {}, true},
+		"in vain":                                {func(lower, higher *side) { vain(lower); vain(higher) }, false},
+		"in vain, the higher's request is first": {func(lower, higher *side) { vain(lower); vain(higher); late(lower) }, false},
+	} {
+		for _, lowerIsHard := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, the lower is hard: %v", name, lowerIsHard), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					n := &internet{ports: make(map[netip.AddrPort]*fakeSocket)}
+					hard, easy := noTCP(strict(nat(1, Dependent, false))), noTCP(strict(nat(2, Independent, true)))
+					a, b := newSides(hard, easy)
+					first, second := "7.0.0.1", "7.0.0.2"
+					if !lowerIsHard {
+						a, b = newSides(easy, hard)
+						first, second = second, first
+					}
+					a.withWire(n, first, randomPort)
+					b.withWire(n, second, randomPort)
+					c.prepare(a, b)
+					var outcomes [2]Outcome
+					var both sync.WaitGroup
+					for i, s := range []*side{a, b} {
+						both.Go(func() {
+							var err error
+							if outcomes[i], err = s.Punch(t.Context(), []peer.ID{"b", "a"}[i]); err != nil {
+								t.Error(err)
+							}
+						})
+					}
+					both.Wait()
+					if outcomes[0].Direct != c.direct || outcomes[1].Direct != c.direct || !c.direct && (outcomes[0].Reason == "" || outcomes[1].Reason == "") {
+						t.Errorf("outcomes %+v", outcomes)
+					}
+					if !c.direct && outcomes[1].Took <= talkWithin {
+						t.Errorf("over after %v: too short to show anything", outcomes[1].Took)
+					}
+				})
+			})
+		}
+	}
+}
+
+// late has what a side starts arrive a second later.
+func late(s *side) {
+	open := s.cfg.Open
+	s.cfg.Open = func(ctx context.Context, p peer.ID) (Stream, error) {
+		time.Sleep(time.Second)
+		return open(ctx, p)
+	}
+}
+
+func TestWhoGaveWayWaitsNoLongerThanItsCaller(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := newSides(nat(1, Independent, true), nat(2, Independent, true))
+		late(a)
+		go a.Punch(t.Context(), "b")
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		began := time.Now()
+		if _, err := b.Punch(ctx, "a"); !errors.Is(err, context.DeadlineExceeded) || time.Since(began) != 2*time.Second {
+			t.Errorf("%v after %v", err, time.Since(began))
+		}
+		time.Sleep(time.Minute) // the other run ends
 	})
 }
 

@@ -96,6 +96,7 @@ type Puncher struct {
 type run struct {
 	mine  bool // started by us, and the reports are not exchanged yet: it gives way to a lower peer ID
 	yield context.CancelFunc
+	to    *run // the peer's, to which it gave way; nil: it did not
 	done  chan struct{}
 
 	outcome Outcome // set before done is closed
@@ -113,27 +114,29 @@ func New(cfg Config) *Puncher {
 // Punch tries for a direct connection to p. It returns when there is one, or the plan is through. If
 // one is under way with p, by either side, it waits for that one's outcome.
 func (pu *Puncher) Punch(ctx context.Context, p peer.ID) (Outcome, error) {
-	r, ctx, ours := pu.begin(ctx, p, true)
+	r, own, ours := pu.begin(ctx, p, true)
 	if ours {
-		r.outcome, r.err = pu.initiate(ctx, p, r)
+		r.outcome, r.err = pu.initiate(own, p, r)
+		if errors.Is(r.err, ErrBusy) && p < pu.cfg.Self {
+			sleep(own, talkWithin) // for the peer's own, to which this one gives way
+		}
 		pu.end(p, r)
+		if r.to == nil {
+			return r.outcome, r.err
+		}
 	}
+	return r.wait(ctx)
+}
+
+// wait gives r's outcome, or that of the one to which r gave way.
+func (r *run) wait(ctx context.Context) (Outcome, error) {
 	select {
 	case <-r.done:
 	case <-ctx.Done():
-		if !ours {
-			return Outcome{}, ctx.Err()
-		}
+		return Outcome{}, ctx.Err()
 	}
-	// We gave way, or the peer said that its own is under way: that one's outcome is ours.
-	if r.err != nil {
-		if other := pu.current(p); other != nil {
-			select {
-			case <-other.done:
-				return other.outcome, other.err
-			case <-time.After(talkWithin):
-			}
-		}
+	if r.err != nil && r.to != nil {
+		return r.to.wait(ctx)
 	}
 	return r.outcome, r.err
 }
@@ -157,15 +160,17 @@ func (pu *Puncher) Handle(ctx context.Context, p peer.ID, s Stream) (Outcome, er
 func (pu *Puncher) begin(ctx context.Context, p peer.ID, mine bool) (*run, context.Context, bool) {
 	pu.mu.Lock()
 	defer pu.mu.Unlock()
-	if r := pu.runs[p]; r != nil {
-		if mine || !r.mine || p > pu.cfg.Self {
-			return r, ctx, false
-		}
-		r.yield()
+	before := pu.runs[p]
+	if before != nil && (mine || !before.mine || p > pu.cfg.Self) {
+		return before, ctx, false
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	r := &run{mine: mine, yield: cancel, done: make(chan struct{})}
 	pu.runs[p] = r
+	if before != nil {
+		before.to = r
+		before.yield()
+	}
 	return r, ctx, true
 }
 
@@ -174,12 +179,6 @@ func (pu *Puncher) agreed(r *run) {
 	pu.mu.Lock()
 	defer pu.mu.Unlock()
 	r.mine = false
-}
-
-func (pu *Puncher) current(p peer.ID) *run {
-	pu.mu.Lock()
-	defer pu.mu.Unlock()
-	return pu.runs[p]
 }
 
 func (pu *Puncher) end(p peer.ID, r *run) {
