@@ -14,9 +14,10 @@ import (
 
 // A circuit leaves as it came, by QUIC or by TCP, where its peer has such a connection. Who asks for it thereby chooses
 // for both legs: QUIC survives changes of address, TCP carries three times as much (docs/bench.md), and one leg of each
-// has neither. What comes otherwise (WebSocket) leaves as the library has it, by the connection with the most streams.
+// has neither. What comes otherwise (WebSocket), or finds neither, leaves as the library has it, by the connection with the
+// most streams.
 
-// tcpWithin is how long a TCP connection may take to agree to a circuit; else the circuit leaves as others do. It may be
+// tcpWithin is how long a TCP connection may take to agree to a circuit; else the circuit leaves by QUIC. It may be
 // dead, for an address that changes ends it and not QUIC. Round trips to a relay are shorter, and a resend fits.
 const tcpWithin = 500 * time.Millisecond
 
@@ -44,23 +45,24 @@ func (l *legs) take(p peer.ID) (transport int) {
 	return l.over[p]
 }
 
-// open opens a stream to p by the transport by which its circuit came; nil: there is no such connection, or none alive.
+// open opens a stream to p by the transport by which its circuit came, or by QUIC where it came by TCP and none answers;
+// nil: there is no such connection. The library must not choose then: it takes the connection with the most streams, which
+// a dead one may well be.
 func (l *legs) open(ctx context.Context, n network.Network, p peer.ID, id protocol.ID) network.Stream {
 	over := l.take(p)
-	var newest network.Conn
-	for _, c := range n.ConnsToPeer(p) {
-		if over != 0 && transportOf(c.RemoteMultiaddr()) == over && !c.IsClosed() &&
-			(newest == nil || c.Stat().Opened.After(newest.Stat().Opened)) {
-			newest = c
+	if over == ma.P_TCP {
+		if c := newest(n, p, ma.P_TCP); c != nil {
+			if s := agreed(ctx, c, id); s != nil {
+				return s
+			}
 		}
+		over = ma.P_QUIC_V1
 	}
-	if newest == nil {
+	c := newest(n, p, over)
+	if c == nil {
 		return nil
 	}
-	if over == ma.P_TCP {
-		return agreed(ctx, newest, id)
-	}
-	s, err := newest.NewStream(ctx)
+	s, err := c.NewStream(ctx)
 	if err != nil {
 		return nil
 	}
@@ -69,6 +71,17 @@ func (l *legs) open(ctx context.Context, n network.Network, p peer.ID, id protoc
 		return nil
 	}
 	return &lazy{Stream: s, rw: multistream.NewMSSelect(s, id)}
+}
+
+// newest is the last connection to p by that transport; nil: none.
+func newest(n network.Network, p peer.ID, over int) (last network.Conn) {
+	for _, c := range n.ConnsToPeer(p) {
+		if over != 0 && transportOf(c.RemoteMultiaddr()) == over && !c.IsClosed() &&
+			(last == nil || c.Stat().Opened.After(last.Stat().Opened)) {
+			last = c
+		}
+	}
+	return last
 }
 
 // agreed is a stream on c whose far side has agreed to id, and so is there; nil: not in time. Opening takes time too where

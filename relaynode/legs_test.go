@@ -80,8 +80,10 @@ func TestCircuitLeavesAsItCame(t *testing.T) {
 		{"by TCP", tcpAt, []network.Conn{quic, tcp, web, further}, tcp},
 		{"by QUIC", quicAt, []network.Conn{quic, tcp, web, further}, quic},
 		{"by TCP, an older one is dead", tcpAt, []network.Conn{dead, tcp}, tcp},
-		{"by TCP, which is dead", tcpAt, []network.Conn{dead, quic}, nil},
-		{"by TCP, where there is none", tcpAt, []network.Conn{quic, web, further}, nil},
+		{"by TCP, which is dead", tcpAt, []network.Conn{dead, web, quic}, quic},
+		{"by TCP, which is dead, and there is no QUIC", tcpAt, []network.Conn{dead, web}, nil},
+		{"by TCP, where there is none", tcpAt, []network.Conn{quic, web, further}, quic},
+		{"by QUIC, where there is none", quicAt, []network.Conn{tcp, web}, nil},
 		{"by WebSocket", web.at, []network.Conn{quic, tcp, web}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
