@@ -250,32 +250,6 @@ func TestFindPeersLeavesNothingBehindWhenDropped(t *testing.T) {
 	goleak.VerifyNone(t, before)
 }
 
-func TestReflectGivesTheAddressOfThatConnection(t *testing.T) {
-	relay, h := newHost(t), newHost(t)
-	answer := make(chan []byte, 1)
-	relay.SetStreamHandler(ProtocolReflect, func(s network.Stream) {
-		s.Write(appendBytes(nil, <-answer))
-		s.Close()
-	})
-	connect(t, h, relay)
-	c := h.Network().ConnsToPeer(relay.ID())[0]
-	answer <- c.LocalMultiaddr().Bytes()
-	got, err := Reflect(testCtx(t), c)
-	if err != nil || !got.Equal(c.LocalMultiaddr()) {
-		t.Errorf("reflected %v, %v", got, err)
-	}
-	answer <- []byte("nonsense")
-	if got, err := Reflect(testCtx(t), c); err == nil {
-		t.Errorf("took %v", got)
-	}
-	ctx, cancel := context.WithCancel(testCtx(t))
-	cancel()
-	if _, err := Reflect(ctx, c); err == nil {
-		t.Error("an answer after the context has ended")
-	}
-	answer <- nil // lets the last handler go, should it have come to one
-}
-
 func FuzzRecordPrintsAsItWasParsed(f *testing.F) {
 	r := &addressRecord{Network: "n", Namespace: "ns", Issued: time.UnixMilli(1), Expires: time.UnixMilli(1 << 40),
 		Addrs: []ma.Multiaddr{ma.StringCast("/ip6/2001:db8::1/udp/4001/quic-v1")}}
@@ -329,20 +303,6 @@ func FuzzRecordsPrintsAsItWasParsed(f *testing.F) {
 		}
 		if got := a.append(nil); !bytes.Equal(got, b) || len(a.Records) > maxAnswerRecords {
 			t.Errorf("parsed %x, printed %x", b, got)
-		}
-	})
-}
-
-func FuzzReflectionPrintsAsItWasParsed(f *testing.F) {
-	f.Add(ma.StringCast("/ip4/192.0.2.1/udp/4001/quic-v1").Bytes())
-	f.Add(ma.StringCast("/ip6/2001:db8::1/tcp/4001").Bytes())
-	f.Fuzz(func(t *testing.T, b []byte) {
-		a, err := parseReflection(b)
-		if err != nil {
-			return
-		}
-		if !bytes.Equal(a.Bytes(), b) {
-			t.Errorf("parsed %x, printed %x", b, a.Bytes())
 		}
 	})
 }
