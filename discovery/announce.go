@@ -122,7 +122,7 @@ func (f *Finder) Serve(ctx context.Context) error {
 		case p := <-connected:
 			if s := plan[place{point: p}]; s != nil {
 				s.now()
-				if s := plan[place{dht: f.dht.Load()}]; s != nil {
+				if s := plan[place{dht: f.cfg.DHT}]; s != nil {
 					s.now()
 				}
 			}
@@ -135,7 +135,7 @@ func (f *Finder) Serve(ctx context.Context) error {
 	}
 }
 
-// replan makes the plan match the points and the DHT there are now.
+// replan makes the plan match the points there are now, and the DHT.
 func (f *Finder) replan(plan map[place]*schedule) {
 	want := make(map[place]bool)
 	for _, p := range f.cfg.Points() {
@@ -143,7 +143,7 @@ func (f *Finder) replan(plan map[place]*schedule) {
 			want[place{point: p}] = true
 		}
 	}
-	if d := f.dht.Load(); d != nil {
+	if d := f.cfg.DHT; d != nil {
 		want[place{dht: d}] = true
 	}
 	for at := range plan {

@@ -32,12 +32,10 @@ var errNoServer = errors.New("no DHT server known")
 
 // NewDHT returns the network's own Kademlia DHT on h, running until it is
 // closed. Only members get into its routing table and its queries. With server
-// it stores and answers for others: relays do, and members that are reachable
-// directly. A store takes a record only if it is a member's own, under one of
-// the discovery keys (keys, current first), so that a member can neither take another's place nor
-// fill the memory: at most one record per member and key.
-//
-// To change the mode, close it, make another one, and tell Finder.UseDHT.
+// it stores and answers for others: relays do. A store takes a record only if
+// it is a member's own, under one of the discovery keys (keys, current first),
+// so that a member can neither take another's place nor fill the memory: at
+// most one record per member and key.
 func NewDHT(h host.Host, server bool, member func(peer.ID) bool, bootstrap func() []peer.AddrInfo, keys func() [][]byte) (*dht.IpfsDHT, error) {
 	mode := dht.ModeClient
 	if server {

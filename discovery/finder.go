@@ -25,7 +25,6 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	dht "github.com/libp2p/go-libp2p-kad-dht"
@@ -75,8 +74,7 @@ type Config struct {
 type Finder struct {
 	cfg    Config
 	points *Rendezvous
-	lan    *lan // nil: off
-	dht    atomic.Pointer[dht.IpfsDHT]
+	lan    *lan          // nil: off
 	wake   chan struct{} // capacity 1: announce again now
 }
 
@@ -104,14 +102,7 @@ func New(cfg Config) (*Finder, error) {
 	if cfg.LAN {
 		f.lan = newLAN(cfg.Host, cfg.Network, cfg.Member, cfg.Log)
 	}
-	f.dht.Store(cfg.DHT)
 	return f, nil
-}
-
-// UseDHT replaces the DHT, which may be nil, and announces us in it.
-func (f *Finder) UseDHT(d *dht.IpfsDHT) {
-	f.dht.Store(d)
-	f.Announce()
 }
 
 // Find asks everyone at once where p is and gives what they say, first answers
@@ -142,7 +133,7 @@ func (f *Finder) Find(ctx context.Context, p peer.ID) <-chan peer.AddrInfo {
 			}
 			asked.Go(func() { f.note(point, f.points.discover(ctx, point, ns, p, give)) })
 		}
-		if d := f.dht.Load(); d != nil {
+		if d := f.cfg.DHT; d != nil {
 			asked.Go(func() {
 				f.note("", dhtFind(ctx, d, ns, func(sealed []byte) bool {
 					info, err := f.points.open(sealed, ns, p)
