@@ -146,7 +146,7 @@ func (d *Daemon) buildDiscovery(server bool) error {
 		Member:  d.member,
 		Addrs:   d.node.AnnounceAddrs,
 		Known:   d.known.Addrs,
-		LAN:     true,
+		LAN:     os.Getenv("FWD_NO_LAN") == "",
 		DHT:     table,
 		Log:     d.log,
 	})
