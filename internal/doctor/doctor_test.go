@@ -40,6 +40,27 @@ func healthy() Machine {
 	}
 }
 
+// silent is what comes of a packet that nobody answers.
+var silent = errors.New("i/o timeout")
+
+// fails has nothing answer by a transport.
+func fails(m *Machine, transport string) {
+	good := m.Probe
+	m.Probe = func(ctx context.Context, r Relay, a Addr) (Seen, error) {
+		if a.Transport == transport {
+			return Seen{}, silent
+		}
+		return good(ctx, r, a)
+	}
+}
+
+// addRelay adds a second relay, as good as the first.
+func addRelay(m *Machine) {
+	m.Relays = append(m.Relays, Relay{Name: "second", Addrs: []Addr{
+		{Transport: "udp", Host: "second.example.org", Port: 4001}, {Transport: "tcp", Host: "second.example.org", Port: 4001},
+	}})
+}
+
 func find(t *testing.T, r Report, id string) Check {
 	t.Helper()
 	i := slices.IndexFunc(r.Checks, func(c Check) bool { return c.ID == id })
@@ -50,7 +71,6 @@ func find(t *testing.T, r Report, id string) Check {
 }
 
 func TestEachTroubleIsNamedWithItsMend(t *testing.T) {
-	silent := errors.New("i/o timeout")
 	for _, c := range []struct {
 		name       string
 		change     func(*Machine)
@@ -63,24 +83,24 @@ func TestEachTroubleIsNamedWithItsMend(t *testing.T) {
 		{"relay down", func(m *Machine) {
 			m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{}, silent }
 		}, "relay-udp", Wrong, "no answer at vps.example.org:4001", "is fwd relay running on vps"},
-		{"relay's TCP closed", func(m *Machine) {
+		{"relay's TCP closed", func(m *Machine) { fails(m, "tcp") }, "relay-tcp", Wrong, "no answer", "open TCP port 4001"},
+		{"UDP blocked", func(m *Machine) { addRelay(m); fails(m, "udp") }, "nat", Wrong, "no UDP leaves", "let UDP out"},
+		{"UDP blocked, at a relay", func(m *Machine) { addRelay(m); fails(m, "udp") }, "relay-udp", Wrong, "no answer", "see NAT"},
+		{"UDP blocked here or at the only relay", func(m *Machine) { fails(m, "udp") }, "nat", Wrong, "no UDP gets from here to vps", "firewall of vps and its provider's (see above); where it is open, let UDP out"},
+		{"UDP blocked at the only relay or here", func(m *Machine) { fails(m, "udp") }, "relay-udp", Wrong, "no answer", "open UDP port 4001 in the firewall of vps and its provider's, or towards it in this network's"},
+		{"UDP closed at one of two relays", func(m *Machine) {
+			addRelay(m)
 			good := m.Probe
 			m.Probe = func(ctx context.Context, r Relay, a Addr) (Seen, error) {
-				if a.Transport == "tcp" {
+				if r.Name == "vps" && a.Transport == "udp" {
 					return Seen{}, silent
 				}
 				return good(ctx, r, a)
 			}
-		}, "relay-tcp", Wrong, "no answer", "open TCP port 4001"},
-		{"UDP blocked", func(m *Machine) {
-			good := m.Probe
-			m.Probe = func(ctx context.Context, r Relay, a Addr) (Seen, error) {
-				if a.Transport == "udp" {
-					return Seen{}, silent
-				}
-				return good(ctx, r, a)
-			}
-		}, "nat", Wrong, "no UDP leaves", "let UDP out"},
+		}, "relay-udp", Wrong, "no answer", "open UDP port 4001 in the firewall of vps and its provider's"},
+		{"a relay without UDP", func(m *Machine) {
+			m.Relays[0].Addrs = []Addr{{Transport: "wss", Host: "vps.example.org", Port: 443}}
+		}, "nat", Hint, "seen at 7.0.0.9", "a relay that answers plain UDP"},
 		{"name gone", func(m *Machine) {
 			m.Lookup = func(_ context.Context, host string) ([]netip.Addr, error) {
 				return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}

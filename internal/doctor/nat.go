@@ -39,6 +39,7 @@ type NAT struct {
 	keeps bool     // one of those kept its port
 
 	silent []netip.AddrPort // reflectors that did not answer
+	deaf   []string         // relays at which no UDP arrives
 }
 
 const (
@@ -111,6 +112,10 @@ func (e *examination) nat(n NAT) []Check {
 	case UDPBlocked:
 		c.Level, c.What = Wrong, "no UDP leaves this network, TCP does; fwd falls back to it"
 		c.Mend = "let UDP out, in the router or firewall here, at least to the relays' ports"
+		if len(n.deaf) == 1 { // which may just be the one that lets none in
+			c.What = "no UDP gets from here to " + n.deaf[0] + ", TCP does; fwd falls back to it"
+			c.Mend = "open UDP in the firewall of " + n.deaf[0] + " and its provider's (see above); where it is open, " + c.Mend
+		}
 	default:
 		c.Level, c.What = e.unknownNAT(n)
 		c.Mend = "a second relay tells more: fwd invite --relay"

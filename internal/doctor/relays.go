@@ -86,14 +86,14 @@ func (e *examination) relays(probes []*probe, nat NAT) (checks []Check) {
 			switch {
 			case !any:
 				c.Mend = "is fwd relay running on " + r.Name + ", and is port " + port + " (" + strings.ToUpper(wire(t.kind)) + ") open in its firewall and its provider's?"
-			case t.kind == "udp" && nat.Kind == UDPBlocked:
+			case t.kind == "udp" && len(nat.deaf) > 1:
 				c.Mend = "see NAT below"
 			case t.kind == "wss":
 				c.Level = Hint // for networks that let out nothing else
 				c.Mend = "open TCP port " + port + " in the firewall of " + r.Name + " and its provider's"
 			default:
 				c.Mend = "open " + strings.ToUpper(t.kind) + " port " + port + " in the firewall of " + r.Name + " and its provider's"
-				if t.kind == "tcp" {
+				if t.kind == "tcp" || len(nat.deaf) > 0 {
 					c.Mend += ", or towards it in this network's"
 				}
 			}

@@ -178,11 +178,6 @@ func (s *socket) ask(ctx context.Context, r reflector, extra byte, port uint16) 
 // measure shows the NAT of this network, IPv4.
 func (e *examination) measure(ctx context.Context, probes []*probe) (n NAT) {
 	n = NAT{Kind: Unknown, Mapping: "unknown", Filtering: "unknown"}
-	udp, other := false, false
-	for _, p := range probes {
-		udp = udp || p.err == nil && p.addr.Transport == "udp"
-		other = other || p.err == nil && p.addr.Transport != "udp"
-	}
 	list := reflectors(probes)
 	if len(list) > 0 {
 		e.progress("asking how the network here treats UDP")
@@ -197,10 +192,11 @@ func (e *examination) measure(ctx context.Context, probes []*probe) (n NAT) {
 	case n.seen.IsValid():
 		n.Public = n.seen.Addr().String()
 		n.measureFiltering(ctx, list)
-	case !udp && other:
-		n.Kind, n.Mapping, n.Filtering = UDPBlocked, "blocked", "blocked"
-		return n
 	default:
+		if n.deaf = deaf(probes); len(n.deaf) > 0 {
+			n.Kind, n.Mapping, n.Filtering = UDPBlocked, "blocked", "blocked"
+			return n
+		}
 		for _, p := range probes {
 			if o := p.seen.Observed; p.err == nil && o.IsValid() && o.Addr().Is4() {
 				n.Public = o.Addr().String()
@@ -209,6 +205,20 @@ func (e *examination) measure(ctx context.Context, probes []*probe) (n NAT) {
 	}
 	n.name()
 	return n
+}
+
+// deaf are the relays that are reached, but not by UDP, at which it was tried; none where any relay is reached by it.
+func deaf(probes []*probe) (relays []string) {
+	for _, p := range probes {
+		udp := reachOf(probes, p.relay.Name, "udp")
+		switch {
+		case udp.ok > 0:
+			return nil
+		case udp.tried > 0 && p.err == nil && !slices.Contains(relays, p.relay.Name):
+			relays = append(relays, p.relay.Name)
+		}
+	}
+	return relays
 }
 
 func (n *NAT) measureMapping(ctx context.Context, list []reflector) {

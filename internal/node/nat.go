@@ -23,7 +23,7 @@ const observedFor = 5 * time.Minute
 // NATReport is what this node knows of its way to the internet, for status.
 type NATReport struct {
 	Reachability string // "public" if some address can be dialled from the internet, else "private"
-	UDP, TCP     string // mapping: "none", "endpoint-independent", "endpoint-dependent", "blocked", "unknown"
+	UDP, TCP     string // mapping: "none", "endpoint-independent", "endpoint-dependent", "blocked" (between here and the relays), "unknown"
 	// Filtering is "endpoint-independent", "address-dependent" (with one relay: that or less),
 	// "address-and-port-dependent", "unknown"; of UDP over IPv4.
 	Filtering   string
@@ -338,7 +338,7 @@ func (n *Node) NAT() NATReport {
 		UDP: mappingName(k.UDP), TCP: mappingName(k.TCP), Filtering: string(k.UDP.Filtering), Ports: string(k.UDP.Ports.Order),
 		Public: k.Confirmed, Observed: slices.Concat(k.UDP.Observed, k.TCP.Observed),
 	}
-	if len(k.UDP.Observed) == 0 && len(k.TCP.Observed) > 0 {
+	if len(k.UDP.Observed) == 0 && slices.ContainsFunc(slices.Collect(maps.Keys(seen)), n.leadsToUDP) {
 		r.UDP = "blocked"
 	}
 	if r.Filtering == "" {
@@ -357,6 +357,12 @@ func (n *Node) NAT() NATReport {
 		r.Reachability = "public"
 	}
 	return r
+}
+
+// leadsToUDP says whether a connection's relay has an address by UDP, too.
+func (n *Node) leadsToUDP(l *link) bool {
+	relay, _ := n.relayInfo(l.conn.RemotePeer())
+	return slices.ContainsFunc(relay.Addrs, func(a ma.Multiaddr) bool { return transportOf(a) == "quic-v1" })
 }
 
 func mappingName(t punch.Transport) string {

@@ -49,6 +49,21 @@ func TestMappingIsToldByWhatDifferentRelaysSee(t *testing.T) {
 	}
 }
 
+func TestUDPIsCalledBlockedOnlyWhereARelayHasIt(t *testing.T) {
+	tcp := ma.StringCast("/ip4/127.0.0.1/tcp/0")
+	nobody := ma.StringCast("/ip4/127.0.0.1/udp/9/quic-v1")
+	for want, listed := range map[string][]ma.Multiaddr{"unknown": nil, "blocked": {nobody}} {
+		m := newMesh(t)
+		m.relay(Config{Listen: []ma.Multiaddr{tcp}})
+		m.relays[0].Addrs = append(m.relays[0].Addrs, listed...)
+		a := m.join(Config{})
+		eventually(t, "seen by TCP", func() bool { return len(a.NAT().Observed) > 0 })
+		if got := a.NAT().UDP; got != want {
+			t.Errorf("a relay at %v: UDP is %s, want %s", m.relays[0].Addrs, got, want)
+		}
+	}
+}
+
 func FuzzReflectedAddress(f *testing.F) {
 	good := ma.StringCast("/ip4/7.0.0.1/udp/1/quic-v1").Bytes()
 	f.Add(append(binary.AppendUvarint(nil, uint64(len(good))), good...))
