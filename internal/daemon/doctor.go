@@ -92,7 +92,8 @@ func (d *Daemon) patientsRelays() []doctor.Relay {
 		relay := doctor.Relay{Name: d.nameOf(r.Peer)}
 		for _, a := range r.Addrs {
 			if transport, host, port, ok := splitAddr(a); ok {
-				relay.Addrs = append(relay.Addrs, doctor.Addr{Transport: transport, Host: host, Port: port, Dial: target{r.Peer, a}})
+				family := map[int]string{ma.P_DNS4: "4", ma.P_DNS6: "6"}[a[0].Protocol().Code]
+				relay.Addrs = append(relay.Addrs, doctor.Addr{Transport: transport, Host: host, Family: family, Port: port, Dial: target{r.Peer, a}})
 			}
 		}
 		list = append(list, relay)
@@ -128,11 +129,20 @@ type target struct {
 
 func (d *Daemon) probeRelay(ctx context.Context, _ doctor.Relay, a doctor.Addr) (doctor.Seen, error) {
 	t := a.Dial.(target)
-	s, err := d.node.Look(ctx, t.relay, t.addr)
+	s, err := d.node.Look(ctx, t.relay, atIP(t.addr, a.IP))
 	if errors.Is(err, node.ErrNotServed) {
 		return doctor.Seen{Unserved: true}, nil
 	}
 	return doctor.Seen{RTT: s.RTT, Observed: s.Observed, Reflector: s.Reflector, Token: s.Token, Clock: s.Clock}, err
+}
+
+// atIP is a with ip in the place of its name; as it is where ip is zero.
+func atIP(a ma.Multiaddr, ip netip.Addr) ma.Multiaddr {
+	if !ip.IsValid() {
+		return a
+	}
+	_, end := ma.SplitFirst(a)
+	return ma.StringCast(ipPrefix(ip)).Encapsulate(end)
 }
 
 // mappedAddrs are the public addresses that are no interface's: the router's.

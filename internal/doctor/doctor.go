@@ -4,7 +4,8 @@
 //	report := doctor.Examine(ctx, doctor.Machine{Relays: relays, Probe: probe, …})
 //	for _, c := range report.Checks { fmt.Println(c.Level, c.ID, c.Of, c.What, c.Mend) }
 //
-// What happens in one examination: each relay is connected to at each of its addresses (Probe); with the
+// What happens in one examination: each relay is connected to at each of its addresses, behind a name at
+// each of the name's (Probe); with the
 // permission that comes back, some ten plain UDP packets show what the NAT here makes of them (udp.go);
 // the router is asked which port mapping it speaks (router.go); the rest is read from the system. The
 // checks know nothing of each other but what Examine hands on, and take a few seconds together; only the
@@ -16,6 +17,7 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"sync"
@@ -59,8 +61,11 @@ type Relay struct {
 type Addr struct {
 	Transport string // udp, tcp, wss
 	Host      string // an IP address or a name
+	Family    string // "4" or "6", where Host is a name that stands for such addresses alone
 	Port      uint16
 	Dial      any // what Probe needs to dial it
+	// IP is the address behind Host that Probe shall dial; zero: it has to find one.
+	IP netip.Addr
 }
 
 // Seen is what came of connecting to a relay.
@@ -77,7 +82,7 @@ type Seen struct {
 type Machine struct {
 	Network string // the network's name; "": none joined
 	Relays  []Relay
-	Probe   func(context.Context, Relay, Addr) (Seen, error) // a new connection to that address alone
+	Probe   func(context.Context, Relay, Addr) (Seen, error) // a new connection to that address alone, at its IP
 	Lookup  func(ctx context.Context, host string) ([]netip.Addr, error)
 
 	Listening []Addr           // Transport and Port, Host "4" or "6": the families that it listens on
@@ -119,8 +124,7 @@ const (
 	probeWithin = 8 * time.Second
 	// lookupWithin is how long a name may take.
 	lookupWithin = 5 * time.Second
-	// knockWithin is how long an IPv6 connection may take, fetchWithin an answer in the place of a relay.
-	knockWithin = 2 * time.Second
+	// fetchWithin is how long an answer in the place of a relay may take.
 	fetchWithin = 4 * time.Second
 )
 
@@ -128,10 +132,10 @@ const (
 func Examine(ctx context.Context, m Machine) Report {
 	e := &examination{m: m}
 	var wg sync.WaitGroup
-	var local, named, router []Check
+	var local, router []Check
 	wg.Go(func() { local = e.local() })
-	wg.Go(func() { named = e.names(ctx) })
 	wg.Go(func() { e.gateway = askRouter(ctx, m.Gateway) })
+	named := e.lookup(ctx)
 	probes := e.probeAll(ctx)
 	nat := e.measure(ctx, probes)
 	wg.Wait()
@@ -148,7 +152,7 @@ func Examine(ctx context.Context, m Machine) Report {
 	checks = append(checks, router...)
 	checks = append(checks, e.ipv6(probes)...)
 	checks = append(checks, e.firewall(nat)...)
-	checks = append(checks, e.vpn(probes)...)
+	checks = append(checks, e.vpn()...)
 	checks = append(checks, e.clock(probes)...)
 	checks = append(checks, local...)
 	if m.Lifetime {
@@ -162,15 +166,40 @@ func Examine(ctx context.Context, m Machine) Report {
 type examination struct {
 	m       Machine
 	gateway gateway
-	named   map[string][]netip.Addr // relays' names; set by names
-	six     []netip.AddrPort        // addresses of those by IPv6; names knocks at them
-	open6   bool                    // one of them opened
+	named   map[string][]netip.Addr // relays' names, IPv4 first; set by lookup
 }
 
 func (e *examination) progress(s string) {
 	if e.m.Progress != nil {
 		e.m.Progress(s)
 	}
+}
+
+// ips are the addresses behind a, IPv4 first.
+func (e *examination) ips(a Addr) (list []netip.Addr) {
+	if ip, err := netip.ParseAddr(a.Host); err == nil {
+		return []netip.Addr{ip}
+	}
+	for _, ip := range e.named[a.Host] {
+		if a.Family == "" || (a.Family == "4") == ip.Is4() {
+			list = append(list, ip)
+		}
+	}
+	return list
+}
+
+// split is a, once for each address behind it: who dials a name is content with the first that answers, and what the
+// others are worth, IPv4 to learn of the NAT, remains unknown. WebSocket keeps its name, by which a proxy or a web server
+// in front of the relay goes.
+func (e *examination) split(a Addr) (list []Addr) {
+	if a.Transport == "wss" {
+		return []Addr{a}
+	}
+	for _, ip := range e.ips(a) {
+		a.IP = ip
+		list = append(list, a)
+	}
+	return list
 }
 
 // probe is one address of a relay and what came of it.
@@ -185,14 +214,20 @@ func (e *examination) probeAll(ctx context.Context) []*probe {
 	var all []*probe
 	var wg sync.WaitGroup
 	for _, r := range e.m.Relays {
-		for _, a := range r.Addrs {
-			p := &probe{relay: r, addr: a}
-			all = append(all, p)
-			wg.Go(func() {
-				ctx, cancel := context.WithTimeout(ctx, probeWithin)
-				defer cancel()
-				p.seen, p.err = e.m.Probe(ctx, p.relay, p.addr)
-			})
+		for _, named := range r.Addrs {
+			list := e.split(named)
+			if len(list) == 0 {
+				all = append(all, &probe{relay: r, addr: named, err: errNoAddress})
+			}
+			for _, a := range list {
+				p := &probe{relay: r, addr: a}
+				all = append(all, p)
+				wg.Go(func() {
+					ctx, cancel := context.WithTimeout(ctx, probeWithin)
+					defer cancel()
+					p.seen, p.err = e.m.Probe(ctx, p.relay, p.addr)
+				})
+			}
 		}
 	}
 	if len(all) > 0 {
@@ -201,6 +236,8 @@ func (e *examination) probeAll(ctx context.Context) []*probe {
 	wg.Wait()
 	return all
 }
+
+var errNoAddress = errors.New("the name leads to no address")
 
 func (e *examination) network() []Check {
 	switch {

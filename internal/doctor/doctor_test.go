@@ -18,6 +18,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+var loopback = netip.MustParseAddr("127.0.0.1")
+
 var noon = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
 
 // healthy is a machine with one relay, at which nothing is wrong. Its interfaces are made up.
@@ -154,6 +156,28 @@ func TestEachTroubleIsNamedWithItsMend(t *testing.T) {
 		{"another tunnel", func(m *Machine) {
 			m.Interfaces = []Interface{{Name: "wg0", Addrs: []netip.Addr{netip.MustParseAddr("10.9.0.2")}}}
 		}, "vpn", OK, "not reached through it", ""},
+		{"a tunnel to a relay by name", func(m *Machine) {
+			m.Lookup = func(context.Context, string) ([]netip.Addr, error) { return []netip.Addr{loopback}, nil }
+			m.Interfaces = []Interface{{Name: "tun0", Addrs: []netip.Addr{loopback}}}
+		}, "vpn", Hint, "all traffic goes through it", "split tunnel"},
+		{"IPv6 that leads to no relay by name", func(m *Machine) {
+			m.Interfaces = []Interface{{Name: "eth0", Addrs: []netip.Addr{netip.MustParseAddr("2a00::1")}}}
+			m.Lookup = func(context.Context, string) ([]netip.Addr, error) {
+				return []netip.Addr{netip.MustParseAddr("2a00::10"), netip.MustParseAddr("7.0.0.10")}, nil
+			}
+			good := m.Probe
+			m.Probe = func(ctx context.Context, r Relay, a Addr) (Seen, error) {
+				if a.IP.Is6() {
+					return Seen{}, silent
+				}
+				return good(ctx, r, a)
+			}
+		}, "ipv6", Hint, "no relay is reached by IPv6", "check IPv6"},
+		{"relays that are reached by IPv6 alone", func(m *Machine) {
+			m.Probe = func(context.Context, Relay, Addr) (Seen, error) {
+				return Seen{Observed: netip.MustParseAddrPort("[2a00::9]:20000"), Clock: noon}, nil
+			}
+		}, "nat", Hint, "no relay sees this machine by IPv4", ""},
 		{"useless proxy", func(m *Machine) {
 			m.Proxy = "http://proxy:3128"
 			m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{}, silent }
@@ -268,6 +292,54 @@ func reflects(t *testing.T, other bool) reflector {
 		}
 	})
 	return reflector{main.LocalAddr().(*net.UDPAddr).AddrPort(), make([]byte, 16)}
+}
+
+// dualStack has the relay at two addresses behind its name, the resolver's first one by IPv6, where who dials the name
+// gets to; by IPv4 it is r.
+func dualStack(m *Machine, r netip.AddrPort, token []byte) {
+	six := netip.MustParseAddr("2a00::10")
+	m.Lookup = func(context.Context, string) ([]netip.Addr, error) { return []netip.Addr{six, r.Addr()}, nil }
+	m.Probe = func(_ context.Context, _ Relay, a Addr) (Seen, error) {
+		if a.IP == r.Addr() {
+			return Seen{RTT: time.Millisecond, Reflector: r, Token: token}, nil
+		}
+		return Seen{Observed: netip.MustParseAddrPort("[2a00::9]:20000"), Reflector: netip.AddrPortFrom(six, r.Port()), Token: token}, nil
+	}
+}
+
+func TestARelayByNameIsAskedAtEachOfItsAddresses(t *testing.T) {
+	r := reflects(t, true)
+	m := healthy()
+	dualStack(&m, r.at, r.token)
+	got := Examine(t.Context(), m)
+	if got.NAT.Kind != Public || got.NAT.Public != loopback.String() {
+		t.Errorf("by IPv4: %+v, %+v", got.NAT, find(t, got, "nat"))
+	}
+	if c := find(t, got, "relay-udp"); c.Level != OK || !strings.Contains(c.What, "vps.example.org:4001") {
+		t.Errorf("%+v", c)
+	}
+	if c := find(t, got, "ipv6"); !strings.Contains(c.What, "2a00::9") {
+		t.Errorf("%+v", c)
+	}
+}
+
+func TestAClosedSecondPortIsToldOfARelayByName(t *testing.T) {
+	m := healthy()
+	dualStack(&m, closedPort(t), make([]byte, 16))
+	got := find(t, Examine(t.Context(), m), "relay-second")
+	if got.Level != Hint || !strings.Contains(got.Mend, "open ") {
+		t.Errorf("%+v", got)
+	}
+}
+
+// closedPort is a UDP port of loopback at which nobody listens.
+func closedPort(t *testing.T) netip.AddrPort {
+	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: loopback.AsSlice()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	return c.LocalAddr().(*net.UDPAddr).AddrPort()
 }
 
 func TestLoopbackHasNoNAT(t *testing.T) {

@@ -92,42 +92,37 @@ func (e *examination) congestion() []Check {
 
 // ipv6 says whether it is there and of use.
 func (e *examination) ipv6(probes []*probe) []Check {
-	c := Check{ID: "ipv6", Level: OK}
 	global := global6(e.m)
-	tried, reached := len(e.six), 0
-	if e.open6 {
-		reached++
-	}
+	tried, reached := false, false
 	var seen netip.Addr // where a relay sees us by IPv6
 	for _, p := range probes {
-		literal, err := netip.ParseAddr(p.addr.Host)
-		if err == nil && literal.Is6() {
-			tried++
+		tried = tried || slices.ContainsFunc(e.ips(p.addr), netip.Addr.Is6)
+		if p.err != nil {
+			continue
 		}
-		at := p.seen.Observed.Addr().Unmap()
-		if p.err == nil && (at.Is6() || err == nil && literal.Is6()) {
-			reached++
+		reached = reached || p.addr.IP.Is6()
+		if at := p.seen.Observed.Addr().Unmap(); at.Is6() {
+			seen, reached = at, true
 		}
-		if p.err == nil && at.Is6() {
-			seen = at
-		}
+	}
+	own := seen
+	switch {
+	case seen.IsValid():
+	case len(global) > 0:
+		own = global[0]
+	default:
+		return []Check{{ID: "ipv6", Level: Hint, What: "none here; with it on both sides, no NAT is in the way", Mend: "turn it on in the router, or ask the provider"}}
 	}
 	switch {
-	case len(global) == 0 && !seen.IsValid():
-		c.Level, c.What, c.Mend = Hint, "none here; with it on both sides, no NAT is in the way", "turn it on in the router, or ask the provider"
-	case tried > 0 && reached == 0:
-		c.Level, c.What, c.Mend = Hint, "this machine has "+global[0].String()+", but no relay is reached by IPv6", "check IPv6 in the router here, and on the relay"
-	case reached > 0 && seen.IsValid() && !slices.Contains(global, seen):
-		c.Level, c.What = Hint, "works, but translated: the relays see "+seen.String()+", which is no address of this machine"
-		c.Mend = "turn off NAT for IPv6 in the router here: without it no NAT is in the way"
-	case reached > 0 && seen.IsValid():
-		c.What = "works, as " + seen.String()
-	case reached > 0:
-		c.What = "works, as " + global[0].String()
-	default:
-		c.What = "this machine has " + global[0].String() + "; no relay has IPv6 to try it with"
+	case seen.IsValid() && !slices.Contains(global, seen):
+		return []Check{{ID: "ipv6", Level: Hint, What: "works, but translated: the relays see " + seen.String() + ", which is no address of this machine",
+			Mend: "turn off NAT for IPv6 in the router here: without it no NAT is in the way"}}
+	case reached:
+		return []Check{{ID: "ipv6", Level: OK, What: "works, as " + own.String()}}
+	case tried:
+		return []Check{{ID: "ipv6", Level: Hint, What: "this machine has " + own.String() + ", but no relay is reached by IPv6", Mend: "check IPv6 in the router here, and on the relay"}}
 	}
-	return []Check{c}
+	return []Check{{ID: "ipv6", Level: OK, What: "this machine has " + own.String() + "; no relay has IPv6 to try it with"}}
 }
 
 // global6 are the machine's IPv6 addresses that the internet could know.
@@ -141,8 +136,6 @@ func global6(m Machine) (global []netip.Addr) {
 	}
 	return global
 }
-
-func hasIPv6(m Machine) bool { return len(global6(m)) > 0 }
 
 // firewall speaks up only where packets from outside were seen not to come in, and no NAT is why.
 func (e *examination) firewall(n NAT) []Check {
@@ -180,15 +173,8 @@ func (e *examination) firewall(n NAT) []Check {
 var vpnNames = []string{"tun", "tap", "wg", "utun", "ppp", "tailscale", "zt", "nebula", "ipsec", "nordlynx", "proton", "mullvad", "CloudflareWARP"}
 
 // vpn names other tunnels, and says whether the relays are reached through one.
-func (e *examination) vpn(probes []*probe) []Check {
-	var out netip.Addr
-	for _, p := range probes {
-		if a, err := netip.ParseAddr(p.addr.Host); err == nil {
-			if out = outgoing(netip.AddrPortFrom(a, p.addr.Port)); out.IsValid() {
-				break
-			}
-		}
-	}
+func (e *examination) vpn() []Check {
+	out := e.towardsRelays()
 	var checks []Check
 	for _, i := range e.m.Interfaces {
 		named := slices.ContainsFunc(vpnNames, func(n string) bool { return strings.HasPrefix(i.Name, n) })
@@ -203,4 +189,18 @@ func (e *examination) vpn(probes []*probe) []Check {
 		checks = append(checks, c)
 	}
 	return checks
+}
+
+// towardsRelays is the address by which this machine sends to the first relay that it can send to; zero: to none.
+func (e *examination) towardsRelays() netip.Addr {
+	for _, r := range e.m.Relays {
+		for _, a := range r.Addrs {
+			for _, ip := range e.ips(a) {
+				if out := outgoing(netip.AddrPortFrom(ip, a.Port)); out.IsValid() {
+					return out
+				}
+			}
+		}
+	}
+	return netip.Addr{}
 }

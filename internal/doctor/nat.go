@@ -145,7 +145,7 @@ func (e *examination) unknownNAT(n NAT) (Level, string) {
 	case !n.seen.IsValid() && n.Public != "":
 		return Hint, "seen at " + n.Public + "; its kind cannot be told, for no relay answers plain UDP here"
 	case !n.seen.IsValid():
-		return Hint, "cannot be told: no relay was reached"
+		return Hint, "cannot be told: no relay sees this machine by IPv4"
 	case n.PortKept || n.keeps:
 		return OK, "seen at " + n.Public + " with its own port: most likely " + map[bool]string{true: "port-restricted", false: "an easy one"}[n.Filtering == "address-and-port"] + ", by one relay's word"
 	case inARow(n.fresh):

@@ -72,11 +72,12 @@ func (e *examination) relays(probes []*probe, nat NAT) (checks []Check) {
 					c.Mend = "try again in a minute; else see on " + r.Name + ": fwd status, fwd peers"
 				}
 				checks = append(checks, c)
-				if at := got.best.seen.Reflector; t.kind == "udp" && slices.Contains(nat.silent, at) {
-					port := strconv.Itoa(int(at.Port()))
+				if port := portOfSilent(probes, r.Name, nat); t.kind == "udp" && port != 0 {
+					next := strconv.Itoa(int(port) + 1)
+					port := strconv.Itoa(int(port))
 					checks = append(checks, Check{ID: "relay-second", Of: r.Name, Level: Hint,
 						What: "no answer at UDP " + port + ", by which it is learnt what the NAT here is like",
-						Mend: "open " + port + ", UDP and TCP, and UDP " + strconv.Itoa(int(at.Port())+1) + " in the firewall of " + r.Name + " and its provider's"})
+						Mend: "open " + port + ", UDP and TCP, and UDP " + next + " in the firewall of " + r.Name + " and its provider's"})
 				}
 				continue
 			}
@@ -103,6 +104,16 @@ func (e *examination) relays(probes []*probe, nat NAT) (checks []Check) {
 	return checks
 }
 
+// portOfSilent is where a relay should have answered plain UDP, and did not; 0: it did, or has no such port.
+func portOfSilent(probes []*probe, relay string, nat NAT) uint16 {
+	for _, p := range probes {
+		if p.relay.Name == relay && slices.Contains(nat.silent, p.seen.Reflector) {
+			return p.seen.Reflector.Port()
+		}
+	}
+	return 0
+}
+
 func firstPort(r Relay, transport string) uint16 {
 	for _, a := range r.Addrs {
 		if a.Transport == transport {
@@ -123,7 +134,7 @@ func wire(transport string) string {
 func why(err error) string {
 	var dns *net.DNSError
 	switch {
-	case errors.As(err, &dns):
+	case errors.Is(err, errNoAddress), errors.As(err, &dns):
 		return "name not found"
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return "refused"
@@ -148,44 +159,7 @@ func millis(d time.Duration) string {
 	}
 }
 
-// names looks the relays' names up, and tries those that have IPv6 by it: who connects by name is content with the
-// first address that answers.
-func (e *examination) names(ctx context.Context) []Check {
-	checks := e.lookup(ctx)
-	for _, r := range e.m.Relays {
-		for _, a := range r.Addrs {
-			for _, ip := range e.named[a.Host] {
-				if at := netip.AddrPortFrom(ip, a.Port); wire(a.Transport) == "tcp" && ip.Is6() && !slices.Contains(e.six, at) {
-					e.six = append(e.six, at)
-				}
-			}
-		}
-	}
-	e.open6 = len(e.six) > 0 && hasIPv6(e.m) && knock(ctx, e.six)
-	return checks
-}
-
-// knock says whether a TCP connection to one of them comes about.
-func knock(ctx context.Context, at []netip.AddrPort) bool {
-	ctx, cancel := context.WithTimeout(ctx, knockWithin)
-	defer cancel()
-	opened := make(chan bool, len(at))
-	for _, a := range at {
-		go func() { // ends with ctx
-			c, err := new(net.Dialer).DialContext(ctx, "tcp6", a.String())
-			if err == nil {
-				c.Close()
-			}
-			opened <- err == nil
-		}()
-	}
-	any := false
-	for range at {
-		any = <-opened || any
-	}
-	return any
-}
-
+// lookup finds the addresses behind the relays' names.
 func (e *examination) lookup(ctx context.Context) []Check {
 	ctx, cancel := context.WithTimeout(ctx, lookupWithin)
 	defer cancel()
@@ -206,13 +180,15 @@ func (e *examination) lookup(ctx context.Context) []Check {
 			addrs, err := e.m.Lookup(ctx, h)
 			c := Check{ID: "dns", Of: h, Level: OK}
 			var words []string
-			for _, a := range addrs {
-				words = append(words, a.Unmap().String())
-				mu.Lock()
-				e.named[h] = append(e.named[h], a.Unmap())
-				mu.Unlock()
+			for i, a := range addrs {
+				addrs[i] = a.Unmap()
+				words = append(words, addrs[i].String())
 			}
 			c.What = strings.Join(words, ", ")
+			slices.SortFunc(addrs, netip.Addr.Compare) // IPv4 first: where it fails there is more to tell
+			mu.Lock()
+			e.named[h] = addrs
+			mu.Unlock()
 			if err != nil || len(addrs) == 0 {
 				c.Level, c.What = Wrong, "the name leads to no address"
 				c.Mend = "check this machine's DNS server (getent hosts " + h + ") and the name's records"

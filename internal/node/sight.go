@@ -10,7 +10,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
-	madns "github.com/multiformats/go-multiaddr-dns"
 )
 
 // Sight is how a relay saw one connection that was made to look.
@@ -23,25 +22,15 @@ type Sight struct {
 }
 
 // Look connects to a relay once more, at that address alone, asks how it sees the connection, and
-// closes it. It is for who examines the network; paths are not chosen by it.
+// closes it. It is for who examines the network; paths are not chosen by it. Names are looked up for
+// WebSocket alone: who looks is to know which of a name's addresses it was.
 func (n *Node) Look(ctx context.Context, p peer.ID, at ma.Multiaddr) (Sight, error) {
-	addrs := []ma.Multiaddr{at}
-	if !isWeb(at) { // which resolves its own
-		var err error
-		if addrs, err = madns.DefaultResolver.Resolve(ctx, at); err != nil {
-			return Sight{}, fmt.Errorf("resolve %s: %w", at, err)
-		}
+	c, err := n.door.dial(ctx, p, at)
+	if err != nil {
+		return Sight{}, err
 	}
-	err := fmt.Errorf("%s resolves to no address", at)
-	for _, a := range addrs {
-		var c network.Conn
-		if c, err = n.door.dial(ctx, p, a); err != nil {
-			continue
-		}
-		defer c.Close()
-		return lookUntilServed(ctx, c)
-	}
-	return Sight{}, err
+	defer c.Close()
+	return lookUntilServed(ctx, c)
 }
 
 // ErrNotServed is Look's when the relay was reached, but does not answer this peer.
