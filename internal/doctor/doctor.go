@@ -156,7 +156,7 @@ func Examine(ctx context.Context, m Machine) Report {
 	checks = append(checks, e.clock(probes)...)
 	checks = append(checks, local...)
 	if m.Lifetime {
-		checks = append(checks, e.lifetime(ctx, probes))
+		checks = append(checks, e.lifetime(ctx, nat))
 	}
 	bad := slices.ContainsFunc(checks, func(c Check) bool { return c.Level == Wrong })
 	return Report{V: 1, OK: !bad, NAT: nat, Checks: checks}

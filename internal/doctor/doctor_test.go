@@ -355,8 +355,24 @@ func TestLoopbackHasNoNAT(t *testing.T) {
 }
 
 func TestMappingSurvivesAPauseOnLoopback(t *testing.T) {
-	if r := reflects(t, false); !survives(t.Context(), r, 10*time.Millisecond) {
+	if r := reflects(t, false); survives(t.Context(), r, 10*time.Millisecond) != alive {
 		t.Error("a socket without NAT was not reached")
+	}
+}
+
+func TestARelayThatDoesNotAnswerSaysNothingOfLifetimes(t *testing.T) {
+	gone := reflector{closedPort(t), make([]byte, 16)}
+	m := healthy()
+	m.Lifetime = true
+	m.Probe = func(context.Context, Relay, Addr) (Seen, error) {
+		return Seen{Reflector: gone.at, Token: gone.token}, nil
+	}
+	if got := find(t, Examine(t.Context(), m), "lifetime"); got.Level != Hint || !strings.Contains(got.What, "cannot be measured") {
+		t.Errorf("where no relay answers: %+v", got)
+	}
+	e := examination{m: m}
+	if got := e.lifetime(t.Context(), NAT{seen: gone.at, asked: gone}); got.Level != Hint || !strings.Contains(got.What, "not measured") {
+		t.Errorf("where the relay answers no more: %+v", got)
 	}
 }
 

@@ -24,31 +24,43 @@ const (
 	keepAlive = 15 * time.Second
 )
 
-func (e *examination) lifetime(ctx context.Context, probes []*probe) Check {
+// lived is how a mapping came through its silence.
+type lived int
+
+const (
+	untold lived = iota // the relay did not answer, or time was up
+	dead
+	alive
+)
+
+// lifetime asks the relay that showed the mapping.
+func (e *examination) lifetime(ctx context.Context, n NAT) Check {
 	c := Check{ID: "lifetime", Level: Hint}
-	list := reflectors(probes)
-	if len(list) == 0 {
+	if !n.seen.IsValid() {
 		c.What, c.Mend = "cannot be measured: no relay answers plain UDP", "on a relay, open the UDP port after its own (4002)"
 		return c
 	}
 	e.progress("measuring how long UDP mappings live; up to 5 min")
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	outcomes := make([]chan bool, len(lives))
+	outcomes := make([]chan lived, len(lives))
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for i, life := range lives {
-		outcomes[i] = make(chan bool, 1)
-		wg.Go(func() { outcomes[i] <- survives(ctx, list[0], life) })
+		outcomes[i] = make(chan lived, 1)
+		wg.Go(func() { outcomes[i] <- survives(ctx, n.asked, life) })
 	}
 	var last time.Duration
 	for i, life := range lives {
-		alive := <-outcomes[i]
-		if ctx.Err() != nil {
+		switch <-outcomes[i] {
+		case untold:
 			c.What = "not measured to the end"
+			if ctx.Err() == nil {
+				c.What, c.Mend = c.What+": the relay answers no more", "try again: fwd doctor --lifetime"
+			}
+			cancel()
 			return c
-		}
-		if !alive {
+		case dead:
 			cancel() // the longer ones are of no interest
 			return judge(c, last, life)
 		}
@@ -75,34 +87,37 @@ func judge(c Check, from, to time.Duration) Check {
 }
 
 // survives says whether a mapping towards r lives that long without traffic.
-func survives(ctx context.Context, r reflector, life time.Duration) bool {
+func survives(ctx context.Context, r reflector, life time.Duration) lived {
 	s, err := listen()
 	if err != nil {
-		return false
+		return untold
 	}
 	defer s.close()
 	if _, ok := s.ask(ctx, r, 0, 0); !ok || !pause(ctx, settle) {
-		return false
+		return untold
 	}
 	a, ok := s.ask(ctx, r, 0, 0)
 	if !ok || !pause(ctx, life) {
-		return false
+		return untold
 	}
 	helper, err := listen()
 	if err != nil {
-		return false
+		return untold
 	}
 	defer helper.close()
 	for range 2 { // one packet may get lost
 		b, ok := helper.ask(ctx, r, alsoPort, a.seen.Port())
 		if !ok {
-			return false
+			return untold
 		}
 		if _, ok = s.wait(ctx, time.Now().Add(unasked), func(x arrival) bool { return x.nonce == b.nonce }); ok {
-			return true
+			return alive
 		}
 	}
-	return false
+	if ctx.Err() != nil {
+		return untold
+	}
+	return dead
 }
 
 func pause(ctx context.Context, d time.Duration) bool {
