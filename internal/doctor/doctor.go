@@ -11,7 +11,8 @@
 // checks know nothing of each other but what Examine hands on, and take a few seconds together; only the
 // life time of UDP mappings, measured on request, takes up to five minutes.
 //
-// It changes nothing on this machine or the router, asks nobody but the relays and the router, and
+// It changes nothing on this machine or the router, asks nobody but the relays and the router (and where no relay
+// is reached, an address that nobody has), and
 // imports no other room: what it needs is handed in.
 package doctor
 

@@ -56,6 +56,16 @@ func fails(m *Machine, transport string) {
 	}
 }
 
+// webServer is one on the relay's host; elsewhere nobody answers.
+func webServer(status int, location string) func(context.Context, string) (int, string, error) {
+	return func(_ context.Context, host string) (int, string, error) {
+		if host != "vps.example.org" {
+			return 0, "", silent
+		}
+		return status, location, nil
+	}
+}
+
 // addRelay adds a second relay, as good as the first.
 func addRelay(m *Machine) {
 	m.Relays = append(m.Relays, Relay{Name: "second", Addrs: []Addr{
@@ -133,7 +143,28 @@ func TestEachTroubleIsNamedWithItsMend(t *testing.T) {
 		}, "portal", Wrong, "leads to login.cafe.example", "open http://vps.example.org/ in a browser"},
 		{"the relay's own web server where its fwd is down", func(m *Machine) {
 			m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{}, silent }
-			m.Fetch = func(context.Context, string) (int, string, error) { return 301, "https://vps.example.org/", nil }
+			m.Fetch = webServer(301, "https://vps.example.org/")
+		}, "portal", "", "", ""},
+		{"a web server beside the relay that leads elsewhere", func(m *Machine) {
+			m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{}, silent }
+			m.Fetch = webServer(301, "https://example.org/")
+		}, "portal", Hint, "vps.example.org leads to example.org: its own, or this network", "log in where it asks"},
+		{"a login page in the place of whatever is no relay", func(m *Machine) {
+			m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{}, silent }
+			m.Fetch = func(_ context.Context, host string) (int, string, error) {
+				if host == "vps.example.org" {
+					return 0, "", silent
+				}
+				return 200, "", nil
+			}
+		}, "portal", Wrong, "in the place of 192.0.2.1", "open http://192.0.2.1/"},
+		{"a network that says outright that it wants a login", func(m *Machine) {
+			m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{}, silent }
+			m.Fetch = webServer(511, "")
+		}, "portal", Wrong, "it says so, in the place of vps.example.org", "open http://vps.example.org/"},
+		{"a proxy that sees to all web traffic", func(m *Machine) {
+			m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{}, silent }
+			m.Fetch = func(context.Context, string) (int, string, error) { return 503, "", nil }
 		}, "portal", "", "", ""},
 		{"a login page once it is passed", func(m *Machine) {
 			m.Fetch = func(context.Context, string) (int, string, error) { return 511, "", nil }

@@ -1,7 +1,6 @@
 package doctor
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -200,44 +199,83 @@ func (e *examination) lookup(ctx context.Context) []Check {
 	return checks
 }
 
-// portal looks for a network that wants a login first, where no relay is reached: something that is not the relay
-// answers in its place and sends the browser elsewhere, or says so outright (RFC 6585 §6).
+// nobody is an address that nobody has and no router knows a way to (RFC 5737): whoever answers there stands in between.
+const nobody = "192.0.2.1"
+
+// page is what a browser would get from a host.
+type page struct {
+	host   string
+	status int    // 0: nothing
+	leads  string // to which other host; "": to none
+}
+
+// wantsLogin: outright (RFC 6585 §6), or in the place of nobody. Other errors there are those of proxies that see to all
+// web traffic, and let the rest through.
+func (p page) wantsLogin() bool {
+	return p.status == http.StatusNetworkAuthenticationRequired || p.host == nobody && p.status != 0 && p.status < 500
+}
+
+func (p page) String() string {
+	switch {
+	case p.status == http.StatusNetworkAuthenticationRequired:
+		return "it says so, in the place of " + p.host
+	case p.leads != "":
+		return "something answers in the place of " + p.host + " and leads to " + p.leads
+	}
+	return "something answers in the place of " + p.host
+}
+
+// portal looks for a network that wants a login first, where no relay is reached. That a relay's host leads elsewhere may
+// be its own doing.
 func (e *examination) portal(ctx context.Context, probes []*probe) []Check {
 	if e.m.Fetch == nil || len(probes) == 0 || slices.ContainsFunc(probes, func(p *probe) bool { return p.err == nil }) {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, fetchWithin)
-	defer cancel()
 	var hosts []string
 	for _, p := range probes {
 		if !slices.Contains(hosts, p.addr.Host) && len(hosts) < 3 {
 			hosts = append(hosts, p.addr.Host)
 		}
 	}
-	found := make(chan string, len(hosts))
-	for _, h := range hosts {
-		go func() { // ends with ctx
+	pages := e.fetch(ctx, append(hosts, nobody))
+	login := slices.IndexFunc(pages, page.wantsLogin)
+	led := slices.IndexFunc(pages, func(p page) bool { return p.leads != "" })
+	switch {
+	case login >= 0:
+		shown := pages[login]
+		if led >= 0 {
+			shown = pages[led]
+		}
+		return []Check{{ID: "portal", Level: Wrong, What: "this network seems to want a login first (captive portal): " + shown.String(),
+			Mend: "open http://" + shown.host + "/ in a browser here and log in, then: fwd doctor"}}
+	case led >= 0:
+		return []Check{{ID: "portal", Level: Hint, What: "the web server at " + pages[led].host + " leads to " + pages[led].leads + ": its own, or this network wants a login first",
+			Mend: "open http://" + pages[led].host + "/ in a browser here; log in where it asks for that, then: fwd doctor"}}
+	}
+	return nil
+}
+
+// fetch asks all hosts at once.
+func (e *examination) fetch(ctx context.Context, hosts []string) []page {
+	ctx, cancel := context.WithTimeout(ctx, fetchWithin)
+	defer cancel()
+	pages := make([]page, len(hosts))
+	var wg sync.WaitGroup
+	for i, h := range hosts {
+		wg.Go(func() {
+			pages[i].host = h
 			status, location, err := e.m.Fetch(ctx, h)
-			to, bad := url.Parse(location)
-			switch {
-			case err == nil && status == http.StatusNetworkAuthenticationRequired:
-				found <- "it says so, in the place of " + h
-			case err == nil && status/100 == 3 && bad == nil && to.Hostname() != "" && to.Hostname() != h:
-				found <- "something answers in the place of " + h + " and leads to " + to.Hostname()
-			default:
-				found <- ""
+			if err != nil {
+				return
 			}
-		}()
+			pages[i].status = status
+			if to, err := url.Parse(location); err == nil && status/100 == 3 && to.Hostname() != h {
+				pages[i].leads = to.Hostname()
+			}
+		})
 	}
-	said := ""
-	for range hosts {
-		said = cmp.Or(<-found, said)
-	}
-	if said == "" {
-		return nil
-	}
-	return []Check{{ID: "portal", Level: Wrong, What: "this network seems to want a login first (captive portal): " + said,
-		Mend: "open http://" + hosts[0] + "/ in a browser here and log in, then: fwd doctor"}}
+	wg.Wait()
+	return pages
 }
 
 // proxy says whether the environment's proxy is of use.
