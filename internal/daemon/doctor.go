@@ -43,6 +43,7 @@ const (
 func (d *Daemon) doctor(ctx context.Context, req DoctorRequest, emit func(Event)) error {
 	m := doctor.Machine{
 		Relays: d.patientsRelays(),
+		Relay:  d.relay != nil,
 		Probe:  d.probeRelay,
 		Lookup: func(ctx context.Context, host string) ([]netip.Addr, error) {
 			return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
@@ -59,12 +60,15 @@ func (d *Daemon) doctor(ctx context.Context, req DoctorRequest, emit func(Event)
 		m.Network = s.Name
 	}
 	for _, a := range d.node.ListenAddrs() {
-		if transport, host, port, ok := splitAddr(a); ok {
-			family := "4"
-			if ip, err := netip.ParseAddr(host); err == nil && ip.Is6() {
-				family = "6"
+		if transport, _, port, ok := splitAddr(a); ok {
+			m.Listening = append(m.Listening, doctor.Addr{Transport: transport, Port: port})
+		}
+	}
+	for _, a := range d.node.DialledAddrs() {
+		if transport, host, port, ok := splitAddr(a); ok && transport == "udp" {
+			if ip, err := netip.ParseAddr(host); err == nil {
+				m.Reached = append(m.Reached, netip.AddrPortFrom(ip, port))
 			}
-			m.Listening = append(m.Listening, doctor.Addr{Transport: transport, Host: family, Port: port})
 		}
 	}
 	nat := d.node.NAT()

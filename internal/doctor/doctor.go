@@ -86,7 +86,9 @@ type Machine struct {
 	Probe   func(context.Context, Relay, Addr) (Seen, error) // a new connection to that address alone, at its IP
 	Lookup  func(ctx context.Context, host string) ([]netip.Addr, error)
 
-	Listening []Addr           // Transport and Port, Host "4" or "6": the families that it listens on
+	Relay     bool             // it is one itself, and listens where it was told to
+	Listening []Addr           // Transport and Port
+	Reached   []netip.AddrPort // UDP addresses at which relays have dialled fwd
 	Gateway   netip.Addr       // the router; zero: unknown
 	Mapped    []netip.AddrPort // what the router's port mapping gave fwd
 
@@ -244,6 +246,8 @@ func (e *examination) network() []Check {
 	switch {
 	case e.m.Network == "":
 		return []Check{{ID: "network", Level: Wrong, What: "this machine is in no network", Mend: "fwd join, with an invite from \"fwd invite\" on a machine that is"}}
+	case len(e.m.Relays) == 0 && e.m.Relay:
+		return []Check{{ID: "network", Level: OK, What: "the only relay of " + quote(e.m.Network)}}
 	case len(e.m.Relays) == 0:
 		return []Check{{ID: "network", Level: Hint, What: "the network " + quote(e.m.Network) + " has no relay beside this machine: only machines on one LAN, or with public addresses, meet",
 			Mend: "on a server with a public address: fwd relay"}}

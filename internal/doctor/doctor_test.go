@@ -35,7 +35,7 @@ func healthy() Machine {
 		Lookup: func(context.Context, string) ([]netip.Addr, error) {
 			return []netip.Addr{netip.MustParseAddr("7.0.0.10")}, nil
 		},
-		Listening: []Addr{{Transport: "udp", Host: "4", Port: 20000}, {Transport: "tcp", Host: "4", Port: 20000}},
+		Listening: []Addr{{Transport: "udp", Port: 20000}, {Transport: "tcp", Port: 20000}},
 		Now:       noon, Signed: noon.Add(-time.Hour),
 		ReadFile: func(string) ([]byte, error) { return nil, fs.ErrNotExist },
 		Exists:   func(string) bool { return false },
@@ -66,6 +66,11 @@ func webServer(status int, location string) func(context.Context, string) (int, 
 	}
 }
 
+// seenBy is what comes of connecting to a relay with that reflector.
+func seenBy(r reflector) func(context.Context, Relay, Addr) (Seen, error) {
+	return func(context.Context, Relay, Addr) (Seen, error) { return Seen{Reflector: r.at, Token: r.token}, nil }
+}
+
 // addRelay adds a second relay, as good as the first.
 func addRelay(m *Machine) {
 	m.Relays = append(m.Relays, Relay{Name: "second", Addrs: []Addr{
@@ -83,6 +88,7 @@ func find(t *testing.T, r Report, id string) Check {
 }
 
 func TestEachTroubleIsNamedWithItsMend(t *testing.T) {
+	walled := reflects(t, false)
 	for _, c := range []struct {
 		name       string
 		change     func(*Machine)
@@ -92,6 +98,7 @@ func TestEachTroubleIsNamedWithItsMend(t *testing.T) {
 	}{
 		{"no network", func(m *Machine) { m.Network, m.Relays = "", nil }, "network", Wrong, "no network", "fwd join"},
 		{"no relay", func(m *Machine) { m.Relays = nil }, "network", Hint, "no relay", "fwd relay"},
+		{"no relay but itself", func(m *Machine) { m.Relays, m.Relay = nil, true }, "network", OK, "the only relay", ""},
 		{"relay down", func(m *Machine) {
 			m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{}, silent }
 		}, "relay-udp", Wrong, "no answer at vps.example.org:4001", "is fwd relay running on vps"},
@@ -121,6 +128,16 @@ func TestEachTroubleIsNamedWithItsMend(t *testing.T) {
 		{"clock behind the owner's word", func(m *Machine) { m.Now = noon.Add(-72 * time.Hour) }, "clock", Wrong, "3 days slow", "set it"},
 		{"clock ahead", func(m *Machine) { m.Now = noon.Add(30 * time.Minute) }, "clock", Wrong, "30 min fast", "set it"},
 		{"TCP port taken", func(m *Machine) { m.Listening = m.Listening[:1] }, "port", Wrong, "TCP nothing", "another program"},
+		{"a relay that is to have one transport", func(m *Machine) {
+			m.Relay, m.Listening = true, []Addr{{Transport: "wss", Port: 443}}
+		}, "port", OK, "listens on WebSocket 443", ""},
+		{"a firewall in front of a public address", func(m *Machine) { m.Probe = seenBy(walled) }, "firewall", Hint, "do not come in", "let port 20000 in"},
+		{"a firewall that is open for fwd alone", func(m *Machine) {
+			m.Probe, m.Reached = seenBy(walled), []netip.AddrPort{netip.AddrPortFrom(loopback, 20000)}
+		}, "firewall", "", "", ""},
+		{"a firewall that is open for fwd alone is no trouble", func(m *Machine) {
+			m.Probe, m.Reached = seenBy(walled), []netip.AddrPort{netip.AddrPortFrom(loopback, 20000)}
+		}, "nat", OK, "a firewall that lets in what comes to fwd", ""},
 		{"small buffers", func(m *Machine) {
 			m.ReadFile = func(string) ([]byte, error) { return []byte("212992\n"), nil }
 		}, "udp-buffers", Hint, "0.2 MB", "net.core.rmem_max=7500000"},
@@ -377,7 +394,7 @@ func TestLoopbackHasNoNAT(t *testing.T) {
 	for _, open := range []bool{true, false} {
 		r := reflects(t, open)
 		m := healthy()
-		m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{Reflector: r.at, Token: r.token}, nil }
+		m.Probe = seenBy(r)
 		want := map[bool]string{true: Public, false: Firewall}[open]
 		if got := Examine(t.Context(), m); got.NAT.Kind != want || got.NAT.Mapping != "none" {
 			t.Errorf("%+v, want %s", got.NAT, want)
@@ -395,9 +412,7 @@ func TestARelayThatDoesNotAnswerSaysNothingOfLifetimes(t *testing.T) {
 	gone := reflector{closedPort(t), make([]byte, 16)}
 	m := healthy()
 	m.Lifetime = true
-	m.Probe = func(context.Context, Relay, Addr) (Seen, error) {
-		return Seen{Reflector: gone.at, Token: gone.token}, nil
-	}
+	m.Probe = seenBy(gone)
 	if got := find(t, Examine(t.Context(), m), "lifetime"); got.Level != Hint || !strings.Contains(got.What, "cannot be measured") {
 		t.Errorf("where no relay answers: %+v", got)
 	}

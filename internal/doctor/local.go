@@ -19,37 +19,37 @@ func (e *examination) local() []Check {
 	return slices.Concat(e.ports(), e.buffers(), e.congestion())
 }
 
-// ports says where this machine listens.
+// ports says where this machine listens. A relay that does not get its ports does not start; any other machine wants a
+// port of its own, UDP and TCP.
 func (e *examination) ports() []Check {
-	has := func(transport, family string) uint16 {
-		for _, a := range e.m.Listening {
-			if a.Transport == transport && a.Host == family {
-				return a.Port
-			}
-		}
-		return 0
-	}
-	udp, tcp := max(has("udp", "4"), has("udp", "6")), max(has("tcp", "4"), has("tcp", "6"))
-	c := Check{ID: "port", Level: OK}
-	switch {
-	case len(e.m.Listening) == 0:
+	if len(e.m.Listening) == 0 {
 		return nil
-	case udp == 0 || tcp == 0:
-		c.Level, c.What = Wrong, fmt.Sprintf("listens on UDP %s and TCP %s", portWord(udp), portWord(tcp))
-		c.Mend = "another program has the port: end it, or with \"fwd stop\" let fwd choose another one"
-	case udp == tcp:
-		c.What = fmt.Sprintf("listens on %d, UDP and TCP", udp)
-	default:
-		c.What = fmt.Sprintf("listens on UDP %d and TCP %d", udp, tcp)
 	}
+	c := Check{ID: "port", Level: OK}
+	var at []string
+	for _, t := range transports {
+		ports := e.listening(t.kind)
+		missing := len(ports) == 0 && t.kind != "wss" && !e.m.Relay
+		if missing {
+			c.Level, ports = Wrong, []string{"nothing"}
+			c.Mend = "another program has the port: end it, or with \"fwd stop\" let fwd choose another one"
+		}
+		if len(ports) > 0 {
+			at = append(at, t.name+" "+strings.Join(ports, " and "))
+		}
+	}
+	c.What = "listens on " + strings.Join(at, ", ")
 	return []Check{c}
 }
 
-func portWord(p uint16) string {
-	if p == 0 {
-		return "nothing"
+// listening are the ports of one transport.
+func (e *examination) listening(transport string) (ports []string) {
+	for _, a := range e.m.Listening {
+		if port := strconv.Itoa(int(a.Port)); a.Transport == transport && !slices.Contains(ports, port) {
+			ports = append(ports, port)
+		}
 	}
-	return strconv.Itoa(int(p))
+	return ports
 }
 
 // number reads a file that holds one number; false: there is none.
@@ -137,17 +137,16 @@ func global6(m Machine) (global []netip.Addr) {
 	return global
 }
 
-// firewall speaks up only where packets from outside were seen not to come in, and no NAT is why.
+// firewall speaks up only where packets from outside were seen not to come in, and no NAT is why, nor has it been opened
+// for fwd.
 func (e *examination) firewall(n NAT) []Check {
-	if n.Kind != Firewall {
+	if n.Kind != Firewall || e.letsIn(n) {
 		return nil
 	}
 	c := Check{ID: "firewall", Level: Hint, What: "a public address, but packets from outside do not come in"}
 	port := "fwd's port"
-	for _, a := range e.m.Listening {
-		if a.Transport == "udp" {
-			port = "port " + strconv.Itoa(int(a.Port))
-		}
+	if ports := e.listening("udp"); len(ports) > 0 {
+		port = "port " + ports[0]
 	}
 	c.Mend = "let " + port + " in, UDP and TCP, in the firewall here or in front"
 	for _, f := range []struct{ path, name, mend string }{
@@ -167,6 +166,11 @@ func (e *examination) firewall(n NAT) []Check {
 		}
 	}
 	return []Check{c}
+}
+
+// letsIn says whether the firewall, which keeps out what comes to any other port, lets in what comes to fwd's.
+func (e *examination) letsIn(n NAT) bool {
+	return slices.ContainsFunc(e.m.Reached, func(a netip.AddrPort) bool { return a.Addr().String() == n.Public })
 }
 
 // vpnNames begin the names of interfaces that VPNs make.

@@ -91,6 +91,9 @@ func (e *examination) nat(n NAT) []Check {
 		c.What = "none: this machine has the public address " + n.Public + " and is reached there"
 	case Firewall:
 		c.What = "none, but a firewall in front of " + n.Public + " lets in only answers; direct paths still come about"
+		if e.letsIn(n) {
+			c.What = "none: this machine has the public address " + n.Public + ", and a firewall that lets in what comes to fwd"
+		}
 	case FullCone:
 		c.What = "full cone at " + n.Public + ": one port for all, open to all; direct paths come about with everyone"
 	case AddressRestricted:

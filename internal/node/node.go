@@ -320,6 +320,12 @@ func (n *Node) ListenAddrs() []ma.Multiaddr { return n.addrs.listening() }
 // confirmed public addresses.
 func (n *Node) ReachableAddrs() []ma.Multiaddr { return n.addrs.confirmed() }
 
+// DialledAddrs is where relays have dialled this node to see whether it can be (AutoNAT v2).
+func (n *Node) DialledAddrs() []ma.Multiaddr {
+	dialled, _, _ := n.addrs.host.ConfirmedAddrs()
+	return dialled
+}
+
 // AnnounceAddrs is what discovery tells others about this node: the addresses that can be dialled and
 // the circuits of the relays that hold a reservation. Observed addresses are not among them.
 func (n *Node) AnnounceAddrs() []ma.Multiaddr { return n.parts.host.Addrs() }
