@@ -71,6 +71,13 @@ func seenBy(r reflector) func(context.Context, Relay, Addr) (Seen, error) {
 	return func(context.Context, Relay, Addr) (Seen, error) { return Seen{Reflector: r.at, Token: r.token}, nil }
 }
 
+// observedAt is what comes of connecting to a relay that sees us there.
+func observedAt(at string) func(context.Context, Relay, Addr) (Seen, error) {
+	return func(context.Context, Relay, Addr) (Seen, error) {
+		return Seen{Observed: netip.MustParseAddrPort(at), Clock: noon}, nil
+	}
+}
+
 // addRelay adds a second relay, as good as the first.
 func addRelay(m *Machine) {
 	m.Relays = append(m.Relays, Relay{Name: "second", Addrs: []Addr{
@@ -153,6 +160,11 @@ func TestEachTroubleIsNamedWithItsMend(t *testing.T) {
 		{"mapping that is seen elsewhere", func(m *Machine) {
 			m.Mapped = []netip.AddrPort{netip.MustParseAddrPort("7.0.0.99:20000")}
 		}, "double-nat", Hint, "the relays see 7.0.0.9", "bridge"},
+		{"mapping that a relay on the LAN cannot see", func(m *Machine) {
+			m.Mapped = []netip.AddrPort{netip.MustParseAddrPort("7.0.0.99:20000")}
+			m.Probe = observedAt("192.168.1.7:20000")
+		}, "double-nat", "", "", ""},
+		{"a relay on the LAN alone", func(m *Machine) { m.Probe = observedAt("192.168.1.7:20000") }, "nat", Hint, "seen at 192.168.1.7, a private address", "a relay on the internet"},
 		{"no IPv6", func(*Machine) {}, "ipv6", Hint, "none here", "provider"},
 		{"a login page in the relay's place", func(m *Machine) {
 			m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{}, silent }
@@ -188,15 +200,11 @@ func TestEachTroubleIsNamedWithItsMend(t *testing.T) {
 		}, "portal", "", "", ""},
 		{"translated IPv6", func(m *Machine) {
 			m.Interfaces = []Interface{{Name: "eth0", Addrs: []netip.Addr{netip.MustParseAddr("fd00::1")}}}
-			m.Probe = func(context.Context, Relay, Addr) (Seen, error) {
-				return Seen{Observed: netip.MustParseAddrPort("[2a00::9]:20000"), Clock: noon}, nil
-			}
+			m.Probe = observedAt("[2a00::9]:20000")
 		}, "ipv6", Hint, "works, but translated: the relays see 2a00::9", "turn off NAT"},
 		{"IPv6 by name, as a relay sees it", func(m *Machine) {
 			m.Interfaces = []Interface{{Name: "eth0", Addrs: []netip.Addr{netip.MustParseAddr("2a00::8"), netip.MustParseAddr("2a00::9")}}}
-			m.Probe = func(context.Context, Relay, Addr) (Seen, error) {
-				return Seen{Observed: netip.MustParseAddrPort("[2a00::9]:20000"), Clock: noon}, nil
-			}
+			m.Probe = observedAt("[2a00::9]:20000")
 		}, "ipv6", OK, "works, as 2a00::9", ""},
 		{"IPv6 that nobody tried", func(m *Machine) {
 			m.Interfaces = []Interface{{Name: "eth0", Addrs: []netip.Addr{netip.MustParseAddr("2a00::1")}}}
@@ -222,9 +230,7 @@ func TestEachTroubleIsNamedWithItsMend(t *testing.T) {
 			}
 		}, "ipv6", Hint, "no relay is reached by IPv6", "check IPv6"},
 		{"relays that are reached by IPv6 alone", func(m *Machine) {
-			m.Probe = func(context.Context, Relay, Addr) (Seen, error) {
-				return Seen{Observed: netip.MustParseAddrPort("[2a00::9]:20000"), Clock: noon}, nil
-			}
+			m.Probe = observedAt("[2a00::9]:20000")
 		}, "nat", Hint, "no relay sees this machine by IPv4", ""},
 		{"useless proxy", func(m *Machine) {
 			m.Proxy = "http://proxy:3128"
@@ -304,8 +310,13 @@ func TestLifetimeIsToldBetweenTwoSpans(t *testing.T) {
 
 // reflects is a reflector on loopback, as relays have one.
 func reflects(t *testing.T, other bool) reflector {
+	return reflectsAs(t, loopback, other, netip.Addr{})
+}
+
+// reflectsAs is one that sees whoever asks it at an address; zero: at its own.
+func reflectsAs(t *testing.T, here netip.Addr, other bool, as netip.Addr) reflector {
 	open := func() *net.UDPConn {
-		c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: here.AsSlice()})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -325,6 +336,9 @@ func reflects(t *testing.T, other bool) reflector {
 				continue
 			}
 			ip := from.Addr().As16()
+			if as.IsValid() {
+				ip = as.As16()
+			}
 			answer := append([]byte{answerKind}, b[1:17]...)
 			answer = binary.BigEndian.AppendUint16(append(answer, ip[:]...), from.Port())
 			for i := range answer[17:] {
@@ -399,6 +413,47 @@ func TestLoopbackHasNoNAT(t *testing.T) {
 		if got := Examine(t.Context(), m); got.NAT.Kind != want || got.NAT.Mapping != "none" {
 			t.Errorf("%+v, want %s", got.NAT, want)
 		}
+	}
+}
+
+func TestARelayOnTheLANDoesNotJudgeTheNATIfAnotherCan(t *testing.T) {
+	elsewhere := netip.MustParseAddr("127.0.0.2")
+	if c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: elsewhere.AsSlice()}); err != nil {
+		t.Skip("127.0.0.2 is no address of this machine:", err)
+	} else {
+		c.Close()
+	}
+	lan := reflectsAs(t, loopback, false, netip.MustParseAddr("192.168.1.7"))
+	far := reflectsAs(t, elsewhere, false, netip.MustParseAddr("7.0.0.9"))
+	m := healthy()
+	addRelay(&m)
+	m.Mapped = []netip.AddrPort{netip.MustParseAddrPort("7.0.0.9:20000")}
+	m.Probe = func(ctx context.Context, r Relay, a Addr) (Seen, error) {
+		return seenBy(map[string]reflector{"vps": lan, "second": far}[r.Name])(ctx, r, a)
+	}
+	got := Examine(t.Context(), m)
+	if got.NAT.Public != "7.0.0.9" || got.NAT.Mapping != "unknown" {
+		t.Errorf("%+v", got.NAT)
+	}
+	if c := find(t, got, "double-nat"); c.What != "" {
+		t.Errorf("%+v", c)
+	}
+}
+
+func TestARelayOnTheLANAloneShowsNoPublicAddress(t *testing.T) {
+	n := NAT{Mapping: "none", Filtering: "none"}
+	n.seenAt(netip.MustParseAddr("192.168.1.7"))
+	n.seen = netip.AddrPortFrom(n.addr, 20000)
+	n.name()
+	if n.Kind != Unknown || n.Public != "" {
+		t.Errorf("%+v", n)
+	}
+	e := examination{m: healthy()}
+	if c := e.nat(n)[0]; c.Level != Hint || !strings.Contains(c.What, "none towards the relays, which see 192.168.1.7, a private address") || !strings.Contains(c.Mend, "a relay on the internet") {
+		t.Errorf("%+v", c)
+	}
+	if c := e.lifetime(t.Context(), n); c.Level != Hint || !strings.Contains(c.What, "cannot be measured") {
+		t.Errorf("%+v", c)
 	}
 }
 

@@ -40,6 +40,10 @@ func (e *examination) lifetime(ctx context.Context, n NAT) Check {
 		c.What, c.Mend = "cannot be measured: no relay answers plain UDP", "on a relay, open the UDP port after its own (4002)"
 		return c
 	}
+	if n.besideRelays() {
+		c.What, c.Mend = "cannot be measured: the relays that answer are beside this machine, in front of its NAT", "measure it by a relay on the internet: fwd invite --relay"
+		return c
+	}
 	e.progress("measuring how long UDP mappings live; up to 5 min")
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

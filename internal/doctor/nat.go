@@ -30,13 +30,11 @@ type NAT struct {
 	PortKept  bool   `json:"port_kept"`
 	Public    string `json:"public,omitempty"` // the address that the world sees
 
-	seen  netip.AddrPort // of the first socket
-	local uint16         // its port here
-	asked reflector
-	ours  bool
-	ports []uint16 // of that socket, as different relays see it
-	fresh []uint16 // of further sockets, in order
-	keeps bool     // one of those kept its port
+	addr  netip.Addr     // where relays see this machine; private where they all are in networks of ours
+	seen  netip.AddrPort // where one sees a socket
+	asked reflector      // that one
+	fresh []uint16       // ports of further sockets, in order
+	keeps bool           // one of those kept its port
 
 	silent []netip.AddrPort // reflectors that did not answer
 	deaf   []string         // relays at which no UDP arrives
@@ -53,9 +51,13 @@ const (
 func (n *NAT) name() {
 	switch n.Mapping {
 	case "none":
-		n.Kind = Firewall
-		if n.Filtering == "none" || n.Filtering == "address" {
+		switch {
+		case n.besideRelays():
+			n.Kind = Unknown
+		case n.Filtering == "none", n.Filtering == "address":
 			n.Kind = Public
+		default:
+			n.Kind = Firewall
 		}
 	case "endpoint-independent":
 		n.Kind = map[string]string{"none": FullCone, "address": AddressRestricted, "address-and-port": PortRestricted}[n.Filtering]
@@ -73,6 +75,10 @@ func (n *NAT) name() {
 	}
 }
 
+// besideRelays says whether relays and this machine are in one private network: what is between it and the internet they
+// cannot tell.
+func (n *NAT) besideRelays() bool { return n.Mapping == "none" && isInside(n.addr) }
+
 func inARow(ports []uint16) bool {
 	for i := 1; i < len(ports); i++ {
 		if step := int(ports[i]) - int(ports[i-1]); step < 1 || step > rowStep {
@@ -86,32 +92,33 @@ func inARow(ports []uint16) bool {
 func (e *examination) nat(n NAT) []Check {
 	c := Check{ID: "nat", Level: OK}
 	changing := "turn on UPnP or NAT-PMP on the router here, or forward this machine's UDP port by hand; if a carrier is behind it, ask for IPv6"
+	at := n.where()
 	switch n.Kind {
 	case Public:
-		c.What = "none: this machine has the public address " + n.Public + " and is reached there"
+		c.What = "none: this machine has the public address " + at + " and is reached there"
 	case Firewall:
-		c.What = "none, but a firewall in front of " + n.Public + " lets in only answers; direct paths still come about"
+		c.What = "none, but a firewall in front of " + at + " lets in only answers; direct paths still come about"
 		if e.letsIn(n) {
-			c.What = "none: this machine has the public address " + n.Public + ", and a firewall that lets in what comes to fwd"
+			c.What = "none: this machine has the public address " + at + ", and a firewall that lets in what comes to fwd"
 		}
 	case FullCone:
-		c.What = "full cone at " + n.Public + ": one port for all, open to all; direct paths come about with everyone"
+		c.What = "full cone at " + at + ": one port for all, open to all; direct paths come about with everyone"
 	case AddressRestricted:
-		c.What = "address-restricted at " + n.Public + ": one port for all; direct paths come about with everyone"
+		c.What = "address-restricted at " + at + ": one port for all; direct paths come about with everyone"
 	case PortRestricted:
-		c.What = "port-restricted at " + n.Public + ", as most homes: one port for all; direct paths come about, with symmetric NATs after a while"
+		c.What = "port-restricted at " + at + ", as most homes: one port for all; direct paths come about, with symmetric NATs after a while"
 		if !n.PortKept {
-			c.What = "port-restricted at " + n.Public + ": one port for all, though not the one asked for; direct paths come about, with symmetric NATs after a while"
+			c.What = "port-restricted at " + at + ": one port for all, though not the one asked for; direct paths come about, with symmetric NATs after a while"
 		}
 	case Symmetric:
 		c.Level, c.Mend = Wrong, changing
-		c.What = "symmetric at " + n.Public + ": another, random port for each destination; no direct path to networks of the same kind"
+		c.What = "symmetric at " + at + ": another, random port for each destination; no direct path to networks of the same kind"
 	case SymmetricBlock:
 		c.Level, c.Mend = Wrong, changing
-		c.What = fmt.Sprintf("symmetric at %s: another port for each destination, within a block (%d to %d seen); direct paths are a matter of luck", n.Public, slices.Min(n.fresh), slices.Max(n.fresh))
+		c.What = fmt.Sprintf("symmetric at %s: another port for each destination, within a block (%d to %d seen); direct paths are a matter of luck", at, slices.Min(n.fresh), slices.Max(n.fresh))
 	case Sequential:
 		c.Level, c.Mend = Hint, changing
-		c.What = "symmetric at " + n.Public + ": the next port for each destination; direct paths come about by foretelling it"
+		c.What = "symmetric at " + at + ": the next port for each destination; direct paths come about by foretelling it"
 	case UDPBlocked:
 		c.Level, c.What = Wrong, "no UDP leaves this network, TCP does; fwd falls back to it"
 		c.Mend = "let UDP out, in the router or firewall here, at least to the relays' ports"
@@ -122,13 +129,15 @@ func (e *examination) nat(n NAT) []Check {
 	default:
 		c.Level, c.What = e.unknownNAT(n)
 		c.Mend = "a second relay tells more: fwd invite --relay"
-		if len(e.m.Relays) == 0 || !n.seen.IsValid() {
+		if isInside(n.addr) {
+			c.Mend = "a relay on the internet tells more: fwd invite --relay"
+		} else if len(e.m.Relays) == 0 || !n.seen.IsValid() {
 			c.Mend = "a relay that answers plain UDP tells more; it listens at the port after its own (4002)"
 		}
 	}
-	if at := e.opened(n); at.IsValid() && (n.Kind == Symmetric || n.Kind == SymmetricBlock || n.Kind == Sequential) {
+	if opened := e.opened(n); opened.IsValid() && (n.Kind == Symmetric || n.Kind == SymmetricBlock || n.Kind == Sequential) {
 		c.Level, c.Mend = OK, ""
-		c.What = n.Kind + " at " + n.Public + ", but the router has opened a port: direct paths come about by " + at.String()
+		c.What = n.Kind + " at " + at + ", but the router has opened a port: direct paths come about by " + opened.String()
 	}
 	return []Check{c}
 }
@@ -142,19 +151,30 @@ func (e *examination) opened(n NAT) netip.AddrPort {
 	return e.m.Mapped[i]
 }
 
+// where is where relays see this machine.
+func (n *NAT) where() string {
+	if isInside(n.addr) {
+		return n.addr.String() + ", a private address"
+	}
+	return n.addr.String()
+}
+
 // unknownNAT is what can be said by one relay alone.
 func (e *examination) unknownNAT(n NAT) (Level, string) {
+	at := n.where()
 	switch {
-	case !n.seen.IsValid() && n.Public != "":
-		return Hint, "seen at " + n.Public + "; its kind cannot be told, for no relay answers plain UDP here"
+	case n.besideRelays():
+		return Hint, "none towards the relays, which see " + at + "; what the internet sees they cannot tell"
+	case !n.seen.IsValid() && n.addr.IsValid():
+		return Hint, "seen at " + at + "; its kind cannot be told, for no relay answers plain UDP here"
 	case !n.seen.IsValid():
 		return Hint, "cannot be told: no relay sees this machine by IPv4"
 	case n.PortKept || n.keeps:
-		return OK, "seen at " + n.Public + " with its own port: most likely " + map[bool]string{true: "port-restricted", false: "an easy one"}[n.Filtering == "address-and-port"] + ", by one relay's word"
+		return OK, "seen at " + at + " with its own port: most likely " + map[bool]string{true: "port-restricted", false: "an easy one"}[n.Filtering == "address-and-port"] + ", by one relay's word"
 	case inARow(n.fresh):
-		return Hint, "seen at " + n.Public + ", each new flow at the next port: perhaps symmetric, by one relay's word"
+		return Hint, "seen at " + at + ", each new flow at the next port: perhaps symmetric, by one relay's word"
 	}
-	return Hint, "seen at " + n.Public + " with changed ports: perhaps symmetric, by one relay's word"
+	return Hint, "seen at " + at + " with changed ports: perhaps symmetric, by one relay's word"
 }
 
 func isClosed(err error) bool { return errors.Is(err, net.ErrClosed) }

@@ -133,19 +133,23 @@ func request(nonce [16]byte, r reflector, extra byte, port uint16) []byte {
 	return append(b, make([]byte, max(0, requestSize-len(b)))...)
 }
 
+// find is something that came and is as wanted.
+func (s *socket) find(wanted func(arrival) bool) (arrival, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := slices.IndexFunc(s.came, wanted)
+	if i < 0 {
+		return arrival{}, false
+	}
+	return s.came[i], true
+}
+
 // wait waits until something that came is as wanted, or until then.
 func (s *socket) wait(ctx context.Context, until time.Time, wanted func(arrival) bool) (arrival, bool) {
 	timer := time.NewTimer(time.Until(until))
 	defer timer.Stop()
 	for {
-		s.mu.Lock()
-		i := slices.IndexFunc(s.came, wanted)
-		var a arrival
-		if i >= 0 {
-			a = s.came[i]
-		}
-		s.mu.Unlock()
-		if i >= 0 {
+		if a, ok := s.find(wanted); ok {
 			return a, true
 		}
 		select {
@@ -182,29 +186,39 @@ func (e *examination) measure(ctx context.Context, probes []*probe) (n NAT) {
 	if len(list) > 0 {
 		e.progress("asking how the network here treats UDP")
 	}
-	n.measureMapping(ctx, list)
-	if n.Mapping == "unknown" && n.seen.IsValid() && e.m.Mapping != nil {
+	told := n.measureMapping(ctx, list)
+	if len(told) == 0 {
+		n.takeConnections(probes)
+		return n
+	}
+	if n.Mapping == "unknown" && e.m.Mapping != nil {
 		if m := e.m.Mapping(ctx); strings.HasPrefix(m, "endpoint-") {
 			n.Mapping = m
 		}
 	}
-	switch {
-	case n.seen.IsValid():
-		n.Public = n.seen.Addr().String()
-		n.measureFiltering(ctx, list)
-	default:
-		if n.deaf = deaf(probes); len(n.deaf) > 0 {
-			n.Kind, n.Mapping, n.Filtering = UDPBlocked, "blocked", "blocked"
-			return n
-		}
-		for _, p := range probes {
-			if o := p.seen.Observed; p.err == nil && o.IsValid() && o.Addr().Is4() {
-				n.Public = o.Addr().String()
-			}
-		}
-	}
+	n.measureFiltering(ctx, told)
 	n.name()
 	return n
+}
+
+// takeConnections is what connections alone show, where nobody answers plain UDP.
+func (n *NAT) takeConnections(probes []*probe) {
+	if n.deaf = deaf(probes); len(n.deaf) > 0 {
+		n.Kind, n.Mapping, n.Filtering = UDPBlocked, "blocked", "blocked"
+		return
+	}
+	for _, p := range probes {
+		if at := p.seen.Observed.Addr(); p.err == nil && at.Is4() && n.Public == "" {
+			n.seenAt(at)
+		}
+	}
+}
+
+// seenAt notes where relays see this machine.
+func (n *NAT) seenAt(a netip.Addr) {
+	if n.addr = a; !isInside(a) {
+		n.Public = a.String()
+	}
 }
 
 // deaf are the relays that are reached, but not by UDP, at which it was tried; none where any relay is reached by it.
@@ -221,51 +235,79 @@ func deaf(probes []*probe) (relays []string) {
 	return relays
 }
 
-func (n *NAT) measureMapping(ctx context.Context, list []reflector) {
+// sighting is where a relay sees a socket of ours.
+type sighting struct {
+	by reflector
+	at netip.AddrPort
+}
+
+// measureMapping asks all relays where they see one socket, and returns those whose word counts.
+func (n *NAT) measureMapping(ctx context.Context, list []reflector) []sighting {
 	s, err := listen()
 	if err != nil {
-		return
+		return nil
 	}
 	defer s.close()
+	told := n.sightings(ctx, s, list)
+	if len(told) == 0 {
+		return nil
+	}
+	n.judgeMapping(told, s.port())
+	if n.Mapping != "none" && !(n.Mapping == "endpoint-independent" && n.PortKept) {
+		n.sample(ctx)
+	}
+	return told
+}
+
+// sightings are the relays' of s. A relay that sees a private address is in a network of ours, in front of the NAT that
+// the others see through: its word counts where there is no other.
+func (n *NAT) sightings(ctx context.Context, s *socket, list []reflector) []sighting {
+	var all, public []sighting
 	for _, r := range list {
 		a, ok := s.ask(ctx, r, 0, 0)
 		if !ok {
 			n.silent = append(n.silent, r.at)
 			continue
 		}
-		n.ports = append(n.ports, a.seen.Port())
-		if !n.seen.IsValid() {
-			n.seen, n.asked, n.local = a.seen, r, s.port()
+		all = append(all, sighting{r, a.seen})
+		if !isInside(a.seen.Addr()) {
+			public = append(public, sighting{r, a.seen})
 		}
 	}
-	if !n.seen.IsValid() {
-		return
+	if len(public) > 0 {
+		return public
 	}
-	n.PortKept = n.seen.Port() == s.port()
-	n.ours = isOurs(n.seen.Addr(), n.asked.at)
-	slices.Sort(n.ports)
-	asked := len(n.ports)
-	n.ports = slices.Compact(n.ports)
+	return all
+}
+
+// judgeMapping judges by where one socket is seen, whose port here is port.
+func (n *NAT) judgeMapping(told []sighting, port uint16) {
+	n.asked, n.seen = told[0].by, told[0].at
+	n.seenAt(n.seen.Addr())
+	n.PortKept = n.seen.Port() == port
 	switch {
-	case n.ours && n.PortKept:
+	case n.PortKept && isOurs(n.seen.Addr(), n.asked.at):
 		n.Mapping = "none"
-	case len(n.ports) > 1:
+	case len(told) < 2:
+	case slices.ContainsFunc(told, func(s sighting) bool { return s.at.Port() != n.seen.Port() }):
 		n.Mapping = "endpoint-dependent"
-	case asked > 1:
+	default:
 		n.Mapping = "endpoint-independent"
 	}
-	if n.Mapping == "none" || n.Mapping == "endpoint-independent" && n.PortKept {
-		return
-	}
-	// One after the other, so that "in a row" can be seen.
+}
+
+// sample has further sockets seen, one after the other, so that ports in a row show.
+func (n *NAT) sample(ctx context.Context) {
 	for range samples {
-		if s, err := listen(); err == nil {
-			if a, ok := s.ask(ctx, n.asked, 0, 0); ok {
-				n.fresh = append(n.fresh, a.seen.Port())
-				n.keeps = n.keeps || a.seen.Port() == s.port()
-			}
-			s.close()
+		s, err := listen()
+		if err != nil {
+			continue
 		}
+		if a, ok := s.ask(ctx, n.asked, 0, 0); ok {
+			n.fresh = append(n.fresh, a.seen.Port())
+			n.keeps = n.keeps || a.seen.Port() == s.port()
+		}
+		s.close()
 	}
 }
 
@@ -285,7 +327,7 @@ func outgoing(a netip.AddrPort) netip.Addr {
 	return c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
 }
 
-func (n *NAT) measureFiltering(ctx context.Context, list []reflector) {
+func (n *NAT) measureFiltering(ctx context.Context, told []sighting) {
 	s, err := listen()
 	if err != nil {
 		return
@@ -300,10 +342,10 @@ func (n *NAT) measureFiltering(ctx context.Context, list []reflector) {
 		return
 	}
 	n.Filtering = "address" // at most
-	if len(list) < 2 || n.Mapping == "endpoint-dependent" {
+	if len(told) < 2 || n.Mapping == "endpoint-dependent" {
 		return
 	}
-	second := list[slices.IndexFunc(list, func(r reflector) bool { return r.at != n.asked.at })]
+	second := told[1].by
 	helper, err := listen()
 	if err != nil {
 		return
