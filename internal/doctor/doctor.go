@@ -4,23 +4,25 @@
 //	report := doctor.Examine(ctx, doctor.Machine{Relays: relays, Probe: probe, …})
 //	for _, c := range report.Checks { fmt.Println(c.Level, c.ID, c.Of, c.What, c.Mend) }
 //
-// What happens in one examination: each relay is connected to at each of its addresses, behind a name at
-// each of the name's (Probe); with the
-// permission that comes back, some ten plain UDP packets show what the NAT here makes of them (udp.go);
-// the router is asked which port mapping it speaks (router.go); the rest is read from the system. The
-// checks know nothing of each other but what Examine hands on, and take a few seconds together; only the
-// life time of UDP mappings, measured on request, takes up to five minutes.
+// What happens in one examination: each relay is connected to at each of its addresses, by name at each
+// that the name leads to (Probe); with the permission that comes back, some ten plain UDP packets show
+// what the NAT here makes of them (udp.go); the router is asked which port mapping it speaks (router.go);
+// the rest is read from the system. The checks know nothing of each other but what Examine hands on, and
+// take a few seconds together; only the life time of UDP mappings, measured on request, takes up to five
+// minutes.
 //
-// It changes nothing on this machine or the router, asks nobody but the relays and the router (and where no relay
-// is reached, an address that nobody has), and
-// imports no other room: what it needs is handed in.
+// It changes nothing on this machine or the router, asks nobody but the relays and the router (and an
+// address that nobody has, where no relay is reached), and imports no other room: what it needs is handed
+// in.
 package doctor
 
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 )
@@ -212,6 +214,9 @@ type probe struct {
 	seen  Seen
 	err   error
 }
+
+// at is the probe's address as the roster has it.
+func (p *probe) at() string { return net.JoinHostPort(p.addr.Host, strconv.Itoa(int(p.addr.Port))) }
 
 func (e *examination) probeAll(ctx context.Context) []*probe {
 	var all []*probe

@@ -106,23 +106,24 @@ func (e *examination) ipv6(probes []*probe) []Check {
 		}
 	}
 	own := seen
-	switch {
-	case seen.IsValid():
-	case len(global) > 0:
+	if !own.IsValid() && len(global) > 0 {
 		own = global[0]
-	default:
-		return []Check{{ID: "ipv6", Level: Hint, What: "none here; with it on both sides, no NAT is in the way", Mend: "turn it on in the router, or ask the provider"}}
 	}
+	c := Check{ID: "ipv6", Level: OK}
 	switch {
+	case !own.IsValid():
+		c.Level, c.What, c.Mend = Hint, "none here; with it on both sides, no NAT is in the way", "turn it on in the router, or ask the provider"
 	case seen.IsValid() && !slices.Contains(global, seen):
-		return []Check{{ID: "ipv6", Level: Hint, What: "works, but translated: the relays see " + seen.String() + ", which is no address of this machine",
-			Mend: "turn off NAT for IPv6 in the router here: without it no NAT is in the way"}}
+		c.Level, c.What = Hint, "works, but translated: the relays see "+seen.String()+", which is no address of this machine"
+		c.Mend = "turn off NAT for IPv6 in the router here: without it no NAT is in the way"
 	case reached:
-		return []Check{{ID: "ipv6", Level: OK, What: "works, as " + own.String()}}
+		c.What = "works, as " + own.String()
 	case tried:
-		return []Check{{ID: "ipv6", Level: Hint, What: "this machine has " + own.String() + ", but no relay is reached by IPv6", Mend: "check IPv6 in the router here, and on the relay"}}
+		c.Level, c.What, c.Mend = Hint, "this machine has "+own.String()+", but no relay is reached by IPv6", "check IPv6 in the router here, and on the relay"
+	default:
+		c.What = "this machine has " + own.String() + "; no relay has IPv6 to try it with"
 	}
-	return []Check{{ID: "ipv6", Level: OK, What: "this machine has " + own.String() + "; no relay has IPv6 to try it with"}}
+	return []Check{c}
 }
 
 // global6 are the machine's IPv6 addresses that the internet could know.

@@ -21,10 +21,10 @@ var transports = []struct{ kind, name string }{{"udp", "UDP"}, {"tcp", "TCP"}, {
 
 // reach is what is known of one relay by one transport.
 type reach struct {
-	tried, ok int
-	best      *probe
-	at        []string
-	err       error
+	tried int
+	best  *probe   // the fastest; nil: none succeeded
+	at    []string // where it failed
+	err   error    // how, first
 }
 
 func reachOf(probes []*probe, relay, transport string) (r reach) {
@@ -33,15 +33,13 @@ func reachOf(probes []*probe, relay, transport string) (r reach) {
 			continue
 		}
 		r.tried++
-		at := net.JoinHostPort(p.addr.Host, strconv.Itoa(int(p.addr.Port)))
 		if p.err != nil {
 			if r.err == nil {
 				r.err = p.err
 			}
-			r.at = append(r.at, at)
+			r.at = append(r.at, p.at())
 			continue
 		}
-		r.ok++
 		if r.best == nil || r.best.seen.Unserved || !p.seen.Unserved && p.seen.RTT < r.best.seen.RTT {
 			r.best = p
 		}
@@ -52,65 +50,66 @@ func reachOf(probes []*probe, relay, transport string) (r reach) {
 // relays says which relay is reached by what.
 func (e *examination) relays(probes []*probe, nat NAT) (checks []Check) {
 	for _, r := range e.m.Relays {
-		any := false
+		up := slices.ContainsFunc(probes, func(p *probe) bool { return p.relay.Name == r.Name && p.err == nil })
 		for _, t := range transports {
-			any = any || reachOf(probes, r.Name, t.kind).ok > 0
-		}
-		for _, t := range transports {
-			got := reachOf(probes, r.Name, t.kind)
-			if got.tried == 0 {
-				continue
-			}
-			c := Check{ID: "relay-" + t.kind, Of: r.Name, Level: OK}
-			if got.best != nil {
-				c.RTT = float64(got.best.seen.RTT.Microseconds()) / 1000
-				at := net.JoinHostPort(got.best.addr.Host, strconv.Itoa(int(got.best.addr.Port)))
-				c.What = at + ", " + millis(got.best.seen.RTT)
-				if got.best.seen.Unserved {
-					c.Level, c.RTT, c.What = Hint, 0, at+" answers, but does not serve this machine: it may not know of it yet"
-					c.Mend = "try again in a minute; else see on " + r.Name + ": fwd status, fwd peers"
+			switch got := reachOf(probes, r.Name, t.kind); {
+			case got.tried == 0:
+			case got.best != nil:
+				checks = append(checks, reached(got.best))
+				if t.kind == "udp" {
+					checks = append(checks, secondPort(probes, r.Name, nat)...)
 				}
-				checks = append(checks, c)
-				if port := portOfSilent(probes, r.Name, nat); t.kind == "udp" && port != 0 {
-					next := strconv.Itoa(int(port) + 1)
-					port := strconv.Itoa(int(port))
-					checks = append(checks, Check{ID: "relay-second", Of: r.Name, Level: Hint,
-						What: "no answer at UDP " + port + ", by which it is learnt what the NAT here is like",
-						Mend: "open " + port + ", UDP and TCP, and UDP " + next + " in the firewall of " + r.Name + " and its provider's"})
-				}
-				continue
-			}
-			slices.Sort(got.at)
-			c.Level, c.What = Wrong, why(got.err)+" at "+strings.Join(slices.Compact(got.at), ", ")
-			port := strconv.Itoa(int(firstPort(r, t.kind)))
-			switch {
-			case !any:
-				c.Mend = "is fwd relay running on " + r.Name + ", and is port " + port + " (" + strings.ToUpper(wire(t.kind)) + ") open in its firewall and its provider's?"
-			case t.kind == "udp" && len(nat.deaf) > 1:
-				c.Mend = "see NAT below"
-			case t.kind == "wss":
-				c.Level = Hint // for networks that let out nothing else
-				c.Mend = "open TCP port " + port + " in the firewall of " + r.Name + " and its provider's"
 			default:
-				c.Mend = "open " + strings.ToUpper(t.kind) + " port " + port + " in the firewall of " + r.Name + " and its provider's"
-				if t.kind == "tcp" || len(nat.deaf) > 0 {
-					c.Mend += ", or towards it in this network's"
-				}
+				slices.Sort(got.at)
+				c := Check{ID: "relay-" + t.kind, Of: r.Name, What: why(got.err) + " at " + strings.Join(slices.Compact(got.at), ", ")}
+				c.Level, c.Mend = mendOf(r, t.kind, up, nat)
+				checks = append(checks, c)
 			}
-			checks = append(checks, c)
 		}
 	}
 	return checks
 }
 
-// portOfSilent is where a relay should have answered plain UDP, and did not; 0: it did, or has no such port.
-func portOfSilent(probes []*probe, relay string, nat NAT) uint16 {
-	for _, p := range probes {
-		if p.relay.Name == relay && slices.Contains(nat.silent, p.seen.Reflector) {
-			return p.seen.Reflector.Port()
-		}
+// reached tells of a relay's best address by one transport.
+func reached(p *probe) Check {
+	c := Check{ID: "relay-" + p.addr.Transport, Of: p.relay.Name, Level: OK}
+	if p.seen.Unserved {
+		c.Level, c.What = Hint, p.at()+" answers, but does not serve this machine: it may not know of it yet"
+		c.Mend = "try again in a minute; else see on " + c.Of + ": fwd status, fwd peers"
+		return c
 	}
-	return 0
+	c.RTT = float64(p.seen.RTT.Microseconds()) / 1000
+	c.What = p.at() + ", " + millis(p.seen.RTT)
+	return c
+}
+
+// mendOf says what to do about a transport by which r is not reached; up: it is by another one.
+func mendOf(r Relay, transport string, up bool, nat NAT) (Level, string) {
+	port := strconv.Itoa(int(firstPort(r, transport)))
+	open := "open " + strings.ToUpper(wire(transport)) + " port " + port + " in the firewall of " + r.Name + " and its provider's"
+	switch {
+	case !up:
+		return Wrong, "is fwd relay running on " + r.Name + ", and is port " + port + " (" + strings.ToUpper(wire(transport)) + ") open in its firewall and its provider's?"
+	case transport == "wss": // for networks that let out nothing else
+		return Hint, open
+	case transport == "udp" && len(nat.deaf) > 1:
+		return Wrong, "see NAT below"
+	case transport == "udp" && len(nat.deaf) == 0: // it gets to other relays
+		return Wrong, open
+	}
+	return Wrong, open + ", or towards it in this network's"
+}
+
+// secondPort tells of a relay whose reflector does not answer.
+func secondPort(probes []*probe, relay string, nat NAT) []Check {
+	i := slices.IndexFunc(probes, func(p *probe) bool { return p.relay.Name == relay && slices.Contains(nat.silent, p.seen.Reflector) })
+	if i < 0 {
+		return nil
+	}
+	port := int(probes[i].seen.Reflector.Port())
+	return []Check{{ID: "relay-second", Of: relay, Level: Hint,
+		What: fmt.Sprintf("no answer at UDP %d, by which it is learnt what the NAT here is like", port),
+		Mend: fmt.Sprintf("open %d, UDP and TCP, and UDP %d in the firewall of %s and its provider's", port, port+1, relay)}}
 }
 
 func firstPort(r Relay, transport string) uint16 {

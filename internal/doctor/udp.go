@@ -226,7 +226,7 @@ func deaf(probes []*probe) (relays []string) {
 	for _, p := range probes {
 		udp := reachOf(probes, p.relay.Name, "udp")
 		switch {
-		case udp.ok > 0:
+		case udp.best != nil:
 			return nil
 		case udp.tried > 0 && p.err == nil && !slices.Contains(relays, p.relay.Name):
 			relays = append(relays, p.relay.Name)
