@@ -89,7 +89,7 @@ func (o *Owner) Invite(opts InviteOptions, now time.Time) (Invite, error) {
 		}
 	}
 	l := o.ledger.forget(o.book.Now(now))
-	if len(l.invites) >= maxInvites {
+	if len(l.invites) >= MaxInvites {
 		return Invite{}, fmt.Errorf("invite: %d are known: %w", len(l.invites), ErrTooLarge)
 	}
 	if err := o.saveLocked(l.with(v)); err != nil {

@@ -169,9 +169,6 @@ func (b *Book) AdoptHeartbeat(envelope []byte) (changed bool, err error) {
 // Take adopts all that a peer offered, in one write, and tells whether anything was
 // new. What is older than ours is no error here: two peers compare whenever they meet.
 func (b *Book) Take(msg RosterMsg) (changed bool, err error) {
-	if len(msg.Slices) > maxSlices {
-		return false, fmt.Errorf("take roster with %d slices: %w", len(msg.Slices), ErrTooLarge)
-	}
 	var refused []error
 	changed, err = b.change(func(g page) (page, bool, error) {
 		changed := false

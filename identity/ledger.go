@@ -14,9 +14,11 @@ import (
 )
 
 const (
-	maxInvites = 1024     // known at a time
-	maxUses    = 1024     // of one invite
-	maxLedger  = 16 << 20 // 16 MiB, bounds the file
+	// MaxInvites are known at a time.
+	MaxInvites = 1024
+
+	maxUses   = 1024     // of one invite
+	maxLedger = 16 << 20 // 16 MiB, bounds the file
 
 	// maxAccess is 100 years: longer durations would overflow a time sooner or later.
 	maxAccess = 100 * 365 * 24 * time.Hour

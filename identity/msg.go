@@ -67,11 +67,44 @@ const MaxRosterMsg = 4 << 20
 // Term and Epoch say what the sender holds; the rest is handed over byte for byte
 // to those who may have it.
 type RosterMsg struct {
-	Term      uint64   `json:"term"`
-	Epoch     uint64   `json:"epoch"`
-	Roster    []byte   `json:"roster,omitempty"`
-	Heartbeat []byte   `json:"heartbeat,omitempty"`
-	Slices    [][]byte `json:"slices,omitempty"`
+	Term      uint64 `json:"term"`
+	Epoch     uint64 `json:"epoch"`
+	Roster    []byte `json:"roster,omitempty"`
+	Heartbeat []byte `json:"heartbeat,omitempty"`
+	Slices    Slices `json:"slices,omitempty"`
+}
+
+// Slices are guests' slices in a message.
+type Slices [][]byte
+
+// UnmarshalJSON refuses more slices than a network has.
+func (s *Slices) UnmarshalJSON(data []byte) (err error) {
+	*s, err = ReadList[[]byte](data, maxSlices)
+	return err
+}
+
+// ReadList reads a JSON list of at most max values (else ErrTooLarge). It is for lists
+// from outside: an empty value takes three bytes there, and a hundred times that here.
+func ReadList[T any](data []byte, max int) ([]T, error) {
+	in := json.NewDecoder(bytes.NewReader(data))
+	switch begin, err := in.Token(); {
+	case err != nil || begin == nil: // null
+		return nil, err
+	case begin != json.Delim('['):
+		return nil, fmt.Errorf("read list: it begins with %.40q", fmt.Sprint(begin))
+	}
+	list := []T{}
+	for in.More() {
+		if len(list) == max {
+			return nil, fmt.Errorf("read list of more than %d: %w", max, ErrTooLarge)
+		}
+		var v T
+		if err := in.Decode(&v); err != nil {
+			return nil, fmt.Errorf("read list: %w", err)
+		}
+		list = append(list, v)
+	}
+	return list, nil
 }
 
 // MaxServicesMsg is 256 KiB: a thousand services at 100 bytes, with room to spare.

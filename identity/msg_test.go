@@ -41,3 +41,15 @@ func TestMessageBeyondItsLimitIsRefusedBeforeItIsRead(t *testing.T) {
 		t.Fatalf("an announced length took %d bytes", grown)
 	}
 }
+
+func TestMoreSlicesThanANetworkHasAreRefused(t *testing.T) {
+	var wire bytes.Buffer
+	must(t, WriteMsg(&wire, RosterMsg{Slices: make([][]byte, maxSlices)}))
+	must(t, WriteMsg(&wire, RosterMsg{Slices: make([][]byte, maxSlices+1)}))
+	var got RosterMsg
+	must(t, ReadMsg(&wire, MaxRosterMsg, &got))
+	if len(got.Slices) != maxSlices {
+		t.Fatalf("got %d slices", len(got.Slices))
+	}
+	wantErr(t, ReadMsg(&wire, MaxRosterMsg, &got), ErrTooLarge)
+}

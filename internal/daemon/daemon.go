@@ -73,6 +73,7 @@ type Daemon struct {
 	joins, rosters *lobby       // what strangers ask, and how often
 	welcomes       *welcomes    // new relays that wait to be dialled
 	proofs         atomic.Int64 // rosters of strangers being read
+	readings       *turnstile   // of members' rosters
 
 	mu       sync.Mutex
 	owner    *identity.Owner     // nil: the network key is elsewhere
@@ -283,6 +284,7 @@ func open(home Home, log *slog.Logger, level *slog.LevelVar, finish context.Canc
 		joins:    newLobby(),
 		welcomes: newWelcomes(),
 		rosters:  newLobby(),
+		readings: newTurnstile(readingsAtOnce, readingsOfOne),
 		finish:   finish,
 	}
 	var err error

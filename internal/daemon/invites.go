@@ -67,8 +67,8 @@ func (d *Daemon) inviteList(owner *identity.Owner) []InviteEntry {
 
 // cleanInvites is another machine's list as it may be shown.
 func cleanInvites(raw json.RawMessage) json.RawMessage {
-	var list []InviteEntry
-	if json.Unmarshal(raw, &list) != nil {
+	list, err := identity.ReadList[InviteEntry](raw, identity.MaxInvites)
+	if err != nil {
 		return nil
 	}
 	for i := range list {

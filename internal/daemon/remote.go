@@ -221,9 +221,8 @@ func (d *Daemon) ask(ctx context.Context, p peer.ID, command string, request any
 	if f := reply.Failure; f != nil {
 		return &Failure{Code: clean(f.Code, 40), What: clean(f.What, maxTold), Hint: clean(f.Hint, maxTold), Exit: min(max(f.Exit, ExitFailed), ExitNoDaemon)}
 	}
-	for _, e := range reply.Events[:min(len(reply.Events), 64)] {
-		// What another machine says is shown to a person: words alone, and no more
-		// of the events than its answers have.
+	for _, e := range reply.Events {
+		// What another machine says is shown to a person: words alone.
 		told := Event{Event: clean(e.Event, 20), Message: clean(e.Message, maxTold), Invite: clean(e.Invite, 4096),
 			Peer: clean(e.Peer, 80), Machine: clean(e.Machine, 80)}
 		if told.Event == "invites" {

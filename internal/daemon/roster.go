@@ -46,13 +46,31 @@ type rosterHello struct {
 }
 
 type rosterReply struct {
-	identity.RosterMsg          // without Roster and Slices where the asker has them
-	Version            string   `json:"version,omitempty"`
-	Boot               string   `json:"boot,omitempty"`
-	Want               bool     `json:"want,omitempty"`
-	Gone               bool     `json:"gone,omitempty"`    // the asker is not on our roster, which is no older than its own
-	Events             []Event  `json:"events,omitempty"`  // the request's answer
-	Failure            *Failure `json:"failure,omitempty"` // or why not
+	identity.RosterMsg            // without Roster and Slices where the asker has them
+	Version            string     `json:"version,omitempty"`
+	Boot               string     `json:"boot,omitempty"`
+	Want               bool       `json:"want,omitempty"`
+	Gone               bool       `json:"gone,omitempty"`    // the asker is not on our roster, which is no older than its own
+	Events             toldEvents `json:"events,omitempty"`  // the request's answer
+	Failure            *Failure   `json:"failure,omitempty"` // or why not
+}
+
+// toldEvents are what another machine answers a request with, or says unasked.
+type toldEvents []Event
+
+const (
+	maxToldEvents = 64
+	maxToldBytes  = 1 << 20 // a list of a thousand invites
+)
+
+// UnmarshalJSON refuses more than an answer has, for events take much more room
+// here than on the wire.
+func (t *toldEvents) UnmarshalJSON(data []byte) (err error) {
+	if len(data) > maxToldBytes {
+		return fmt.Errorf("an answer of %d bytes, at most %d are taken: %w", len(data), maxToldBytes, identity.ErrTooLarge)
+	}
+	*t, err = identity.ReadList[Event](data, maxToldEvents)
+	return err
 }
 
 // A sighting is what a peer said of itself when last met.
@@ -218,31 +236,40 @@ func (d *Daemon) serveRoster(s network.Stream) {
 	d.learn(p, given, theirs.Version)
 }
 
-// readRoster reads what p hands over. A stranger proves itself with the roster
-// alone, and few may do so at a time: what they send is held before it is known
-// to be worth anything.
+// readRoster reads what p hands over. Few may do so at a time: what they send is held
+// before it is known to be worth anything. A stranger proves itself with the roster
+// and its own slice alone.
 func (d *Daemon) readRoster(s network.Stream, p peer.ID, given *identity.RosterMsg) error {
-	most := identity.MaxRosterMsg
-	if !d.member(p) {
-		if d.proofs.Add(1) > maxProofs {
-			d.proofs.Add(-1)
-			return errBusy
+	if d.member(p) {
+		ctx, cancel := context.WithTimeout(context.Background(), rosterTimeout)
+		defer cancel()
+		leave, err := d.readings.enter(ctx, p)
+		if err != nil {
+			return err
 		}
-		defer d.proofs.Add(-1)
-		most = maxProof
+		defer leave()
+		return identity.ReadMsg(s, identity.MaxRosterMsg, given)
 	}
-	if err := identity.ReadMsg(s, most, given); err != nil {
+	if d.proofs.Add(1) > maxProofs {
+		d.proofs.Add(-1)
+		return errBusy
+	}
+	defer d.proofs.Add(-1)
+	if err := identity.ReadMsg(s, maxProof, given); err != nil {
 		return err
 	}
-	if !d.member(p) {
-		given.Slices = given.Slices[:min(len(given.Slices), 1)] // its own
-	}
+	given.Slices = given.Slices[:min(len(given.Slices), 1)]
 	return nil
 }
 
+// While it is read and decoded, a message takes up to three times its size: of
+// strangers 48 MiB at the most, of members 192 MiB.
 const (
 	maxProof  = 2 << 20 // a roster of 1 MiB in base64, with room to spare
-	maxProofs = 8       // 16 MiB held at the most
+	maxProofs = 8
+
+	readingsAtOnce = 16 // the others wait, as a whole fleet may when it meets
+	readingsOfOne  = 2  // or one that sends slowly would keep out the others
 )
 
 // learn takes what p offered, and notes that it was met.
@@ -352,7 +379,7 @@ func (d *Daemon) enforce() {
 }
 
 var (
-	errBusy     = errors.New("too many strangers at once")
+	errBusy     = errors.New("too many at once")
 	errRevoked  = errors.New("no longer allowed")
 	errGone     = errors.New("this machine is not on the roster any more")
 	errExpelled = fail(ExitRefused, "revoked", "ask for a new invite (fwd invite, there), then: fwd leave, fwd join",
