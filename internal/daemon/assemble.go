@@ -77,7 +77,6 @@ func (d *Daemon) assemble(plan *relayPlan, limits limitsConfig) error {
 	h.SetStreamHandler(speedProtocol, d.serveSpeed)
 	d.buildDatagrams()
 	h.SetStreamHandler(laneProtocol, func(s network.Stream) { d.sessions.Handle(s.Conn().RemotePeer(), s) })
-	d.met = make(chan peer.ID, 1024)
 	h.Network().Notify(&network.NotifyBundle{ConnectedF: d.connected})
 	return nil
 }
@@ -185,7 +184,7 @@ func (d *Daemon) rooms(ctx context.Context, g *errgroup.Group) {
 	serve("udp exit", d.udpExit().Serve)
 	serve("roster", d.followRoster)
 	serve("paths", d.followPaths)
-	serve("meetings", d.followMeetings)
+	serve("comparisons", d.followComparisons)
 	serve("heartbeats", d.heartbeats)
 	serve("welcomes", d.followWelcomes)
 	serve("traffic", d.followTraffic)
@@ -283,38 +282,4 @@ func (d *Daemon) pathKind(p peer.ID) node.PathKind {
 // authorizeLane: may p attach at all? What it may open is asked at each open.
 func (d *Daemon) authorizeLane(p peer.ID) error {
 	return identity.AuthorizeLane(d.book.For(p), d.now(), p, d.self)
-}
-
-// connected notes a peer met, for its roster to be compared with ours.
-func (d *Daemon) connected(n network.Network, c network.Conn) {
-	p := c.RemotePeer()
-	if !d.member(p) || len(n.ConnsToPeer(p)) > 1 {
-		return
-	}
-	select {
-	case d.met <- p:
-	default: // a relay after its restart: who is missed here asks by itself
-	}
-}
-
-// followMeetings compares rosters with whoever was met, until ctx ends. Both
-// ends of a connection do: the one whose roster does not name the other yet
-// cannot ask.
-func (d *Daemon) followMeetings(ctx context.Context) error {
-	var g errgroup.Group
-	g.SetLimit(64)
-	defer g.Wait()
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case p := <-d.met:
-			g.Go(func() error {
-				if err := d.exchange(ctx, p); err != nil {
-					d.log.Debug("compare rosters", "err", err)
-				}
-				return nil
-			})
-		}
-	}
 }

@@ -62,7 +62,6 @@ type Daemon struct {
 	relay     *relaynode.Relay // nil: this machine is none
 	up        *up              // nil: not by `fwd up`
 	level     *slog.LevelVar
-	met       chan peer.ID // peers whose roster is to be compared
 	finish    context.CancelCauseFunc
 	strict    atomic.Bool // refuse new connections without a fresh word of the owner
 	traffic   traffic
@@ -74,6 +73,7 @@ type Daemon struct {
 	welcomes       *welcomes    // new relays that wait to be dialled
 	proofs         atomic.Int64 // rosters of strangers being read
 	readings       *turnstile   // of members' rosters
+	compared       *comparisons // rosters, with whom now
 
 	mu       sync.Mutex
 	owner    *identity.Owner     // nil: the network key is elsewhere
@@ -285,6 +285,7 @@ func open(home Home, log *slog.Logger, level *slog.LevelVar, finish context.Canc
 		welcomes: newWelcomes(),
 		rosters:  newLobby(),
 		readings: newTurnstile(readingsAtOnce, readingsOfOne),
+		compared: newComparisons(),
 		finish:   finish,
 	}
 	var err error

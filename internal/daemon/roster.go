@@ -10,7 +10,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
-	"golang.org/x/sync/errgroup"
 
 	"fwd/identity"
 )
@@ -328,7 +327,7 @@ func (d *Daemon) followRoster(ctx context.Context) error {
 		}
 		if changed {
 			d.followHandOvers()
-			d.tellEveryone(ctx)
+			d.tellEveryone()
 		}
 	}
 }
@@ -336,25 +335,6 @@ func (d *Daemon) followRoster(ctx context.Context) error {
 // expiryLook is how often the clock is compared with the next expiry: a timer
 // alone would miss that it was set, or that the machine slept.
 const expiryLook = 20 * time.Second
-
-// tellEveryone exchanges with all connected peers at once, for the slowest
-// must not keep a revocation from the others.
-func (d *Daemon) tellEveryone(ctx context.Context) {
-	var g errgroup.Group
-	g.SetLimit(64) // streams at a time: a relay may have thousands of peers
-	for _, p := range d.node.Connected() {
-		if !d.book.Member(p, time.Now()) {
-			continue
-		}
-		g.Go(func() error {
-			if err := d.exchange(ctx, p); err != nil {
-				d.log.Debug("tell a peer of the new roster", "err", err)
-			}
-			return nil
-		})
-	}
-	g.Wait()
-}
 
 // enforce ends what the roster or the lists no longer allow.
 func (d *Daemon) enforce() {
@@ -401,7 +381,7 @@ func (d *Daemon) heartbeats(ctx context.Context) error {
 			if _, err := owner.Heartbeat(d.now()); err != nil {
 				d.log.Warn("sign the hourly heartbeat", "err", err)
 			}
-			d.tellEveryone(ctx)
+			d.tellEveryone()
 		}
 		for _, warning := range d.warnings(time.Now()) {
 			d.log.Warn(warning)

@@ -2,11 +2,20 @@ package daemon
 
 import (
 	"bytes"
+	"context"
+	"crypto/rand"
 	"encoding/json"
+	"io"
 	"reflect"
 	"runtime"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
 
 	"fwd/identity"
 )
@@ -52,6 +61,94 @@ func TestAnAnswersEventsComeOutAsTheyWentIn(t *testing.T) {
 	var got rosterReply
 	if err := identity.ReadMsg(&wire, identity.MaxRosterMsg, &got); err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, %v", got, err)
+	}
+}
+
+// A sleeper is a member that is connected and answers nothing.
+type sleeper struct {
+	host.Host
+	asked chan struct{} // it was to compare rosters
+}
+
+// newSleeper joins by an invite's contact.
+func newSleeper(t *testing.T, code string) *sleeper {
+	t.Helper()
+	key, _, err := crypto.GenerateEd25519Key(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := libp2p.New(libp2p.Identity(key), libp2p.NoListenAddrs, libp2p.DisableMetrics(), libp2p.ResourceManager(&network.NullResourceManager{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { h.Close() })
+	s := &sleeper{h, make(chan struct{}, 64)}
+	h.SetStreamHandler(rosterProtocol, func(network.Stream) { s.asked <- struct{}{} })
+
+	invite, err := identity.ParseInvite(code)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request, finish, err := invite.Request(key, "sleeper")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := h.Connect(ctx, invite.Contact()); err != nil {
+		t.Fatal(err)
+	}
+	stream, err := h.NewStream(ctx, invite.Contact().ID, joinProtocol)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream.Write(request)
+	stream.CloseWrite()
+	reply, err := io.ReadAll(stream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := finish(reply); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// sees is the epoch with which m met the machine last.
+func (m *machine) sees(name string) uint64 {
+	m.t.Helper()
+	var peers []PeerEntry
+	for _, e := range m.must(PeersRequest{}) {
+		if err := json.Unmarshal(e.Result, &peers); e.Event == "peers" && err != nil {
+			m.t.Fatal(err)
+		}
+	}
+	for _, p := range peers {
+		if p.Name == name {
+			return p.Epoch
+		}
+	}
+	return 0
+}
+
+func TestARevocationWaitsForNoMachineThatIsAsleep(t *testing.T) {
+	relay, first := newRelay(t)
+	nas, phone := newMachine(t), newMachine(t)
+	nas.must(JoinRequest{Invite: first, As: "nas-box"})
+	phone.must(JoinRequest{Invite: relay.invite(), As: "phone"})
+
+	asleep := newSleeper(t, relay.invite())
+	await(t, asleep.asked, "word of its own joining to the sleeper")
+	eventually(t, "the NAS has told the relay that it knows, and asks no more", func() bool { return relay.sees("nas-box") == relay.status().Network.Epoch })
+	relay.must(RevokeRequest{Peer: "phone"})
+	revoked := relay.status().Network.Epoch
+	for end := time.Now().Add(rosterTimeout * 2 / 3); nas.status().Network.Epoch < revoked; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the NAS is not told while the sleeper's time lasts")
+		}
+	}
+	if len(asleep.asked) > 0 {
+		t.Error("the sleeper was asked again before it answered")
 	}
 }
 
