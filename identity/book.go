@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -374,6 +373,21 @@ func (b *Book) Offer(p peer.ID, now time.Time) RosterMsg {
 	return msg
 }
 
+// Lacks is how many guests on the roster we have no slice for: who joins is given the
+// roster alone, and hands on what it has.
+func (b *Book) Lacks() (n int) {
+	g := b.now.Load()
+	if g.roster == nil || g.roster.For != "" {
+		return 0 // a guest hands on nothing
+	}
+	for _, e := range g.roster.Entries {
+		if g.roster.confined(e) && g.slices[e.Peer] == nil {
+			n++
+		}
+	}
+	return n
+}
+
 // show is what of s, by which a peer is judged, that peer may have: the whole, or for a guest
 // its slice (nil while we have none). Where s is a slice itself, ours or the peer's, there
 // is nothing to keep back.
@@ -387,14 +401,14 @@ func (g *page) show(s *Sealed, e Entry) []byte {
 	return nil
 }
 
-// sliceEnvelopes lists slices in the order of their guests, as many as fit in max bytes.
+// sliceEnvelopes lists slices, as many as fit in max bytes, in no order: where not all
+// fit, others do the next time.
 func (g page) sliceEnvelopes(max int) (envelopes [][]byte) {
-	for _, p := range slices.Sorted(maps.Keys(g.slices)) {
-		e := g.slices[p].Envelope
-		if max -= len(e); max < 0 {
+	for _, s := range g.slices {
+		if max -= len(s.Envelope); max < 0 {
 			break
 		}
-		envelopes = append(envelopes, e)
+		envelopes = append(envelopes, s.Envelope)
 	}
 	return envelopes
 }

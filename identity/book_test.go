@@ -322,3 +322,17 @@ func TestNextExpiryIsTheFirstThatIsStillToCome(t *testing.T) {
 		t.Errorf("all have expired, yet %v", next)
 	}
 }
+
+func TestABookKnowsWhichSlicesItLacks(t *testing.T) {
+	n := newNetwork(t)
+	guest := n.join(t, "guest", InviteOptions{Only: []Grant{{"nas", n.id}}})
+	joiner := n.join(t, "joiner", InviteOptions{})
+	if lacks := [3]int{n.book.Lacks(), joiner.book.Lacks(), guest.book.Lacks()}; lacks != [3]int{0, 1, 0} {
+		t.Fatalf("owner, joiner and guest lack %v slices", lacks)
+	}
+	_, err := joiner.book.Take(n.book.Offer(joiner.id, t0))
+	must(t, err)
+	if joiner.book.Lacks() != 0 || joiner.book.Offer(guest.id, t0).Roster == nil {
+		t.Fatal("the joiner has nothing for the guest")
+	}
+}

@@ -39,12 +39,24 @@ func newMachine(t *testing.T) *machine {
 func newLingering(t *testing.T, linger time.Duration) *machine {
 	t.Helper()
 	m := &machine{t, Home{State: shortTemp(t)}}
+	m.start(linger)
+	return m
+}
+
+// start runs the background daemon and returns it.
+func (m *machine) start(linger time.Duration) *Daemon {
+	m.t.Helper()
+	assembled := make(chan *Daemon, 1)
 	ready := make(chan struct{})
 	m.run(func(ctx context.Context) error {
-		return run(ctx, m.home, options{linger: linger, ready: func() { close(ready) }})
+		return run(ctx, m.home, options{
+			linger: linger,
+			before: func(_ context.Context, d *Daemon) error { assembled <- d; return nil },
+			ready:  func() { close(ready) },
+		})
 	})
-	await(t, ready, "the daemon's socket")
-	return m
+	await(m.t, ready, "the daemon's socket")
+	return await(m.t, assembled, "the daemon")
 }
 
 // newRelay runs a foreground relay and returns its first invite.
@@ -363,16 +375,7 @@ func TestWhoLeavesIsNotToldThatItWasTakenOff(t *testing.T) {
 	nas.hold(ExposeRequest{Target: reverser(t), Name: "nas"}, "exposed")
 
 	laptop := &machine{t, Home{State: shortTemp(t)}}
-	assembled := make(chan *Daemon, 1)
-	ready := make(chan struct{})
-	laptop.run(func(ctx context.Context) error {
-		return run(ctx, laptop.home, options{
-			before: func(_ context.Context, d *Daemon) error { assembled <- d; return nil },
-			ready:  func() { close(ready) },
-		})
-	})
-	await(t, ready, "the daemon's socket")
-	d := await(t, assembled, "the daemon")
+	d := laptop.start(0)
 	laptop.must(JoinRequest{Invite: relay.invite(), As: "laptop"})
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()

@@ -20,8 +20,8 @@ import (
 // connected when this machine learns a new one. No server is needed.
 //
 //	asker    ▶ rosterHello        what I hold, perhaps a request
-//	answerer ▶ rosterReply        what I hold, my roster if newer; Want if older
-//	asker    ▶ rosterHandover     my roster, if wanted
+//	answerer ▶ rosterReply        what I hold, and what the asker has not; Want if it has more
+//	asker    ▶ identity.RosterMsg my roster, if wanted
 //	answerer closes
 
 const rosterProtocol = protocol.ID("/fwd/roster/1")
@@ -37,6 +37,7 @@ type rosterHello struct {
 	Network   identity.NetworkID `json:"network"`
 	Term      uint64             `json:"term"`
 	Epoch     uint64             `json:"epoch"`
+	Lacks     int                `json:"lacks,omitempty"` // slices of that roster
 	Heartbeat []byte             `json:"heartbeat,omitempty"`
 	Version   string             `json:"version,omitempty"`
 	Boot      string             `json:"boot,omitempty"`    // of the asker's process
@@ -84,13 +85,19 @@ func (d *Daemon) hello() rosterHello {
 	if s == nil {
 		return rosterHello{Version: Version(), Boot: d.boot}
 	}
-	return rosterHello{Network: s.Network, Term: s.Term, Epoch: s.Epoch,
+	return rosterHello{Network: s.Network, Term: s.Term, Epoch: s.Epoch, Lacks: d.book.Lacks(),
 		Heartbeat: d.book.Offer(d.self, time.Now()).Heartbeat, Version: Version(), Boot: d.boot}
 }
 
-// olderThan tells whether a roster of term and epoch precedes ours.
+// olderThan tells whether h's roster precedes one of term and epoch.
 func (h rosterHello) olderThan(term, epoch uint64) bool {
 	return h.Term < term || h.Term == term && h.Epoch < epoch
+}
+
+// poorerThan tells whether o's sender has what h's has not: a newer roster, or of the
+// same one more slices.
+func (h rosterHello) poorerThan(o rosterHello) bool {
+	return h.olderThan(o.Term, o.Epoch) || h.Term == o.Term && h.Epoch == o.Epoch && h.Lacks > o.Lacks
 }
 
 // exchange compares rosters with p over a connection that is up.
@@ -206,6 +213,7 @@ func (d *Daemon) serveRoster(s network.Stream) {
 	}
 	reply := rosterReply{Want: d.hello().olderThan(theirs.Term, theirs.Epoch)}
 	if d.book.Member(p, time.Now()) {
+		reply.Want = d.hello().poorerThan(theirs)
 		reply.Version, reply.Boot = Version(), d.boot
 		d.greeted(s.Conn(), theirs)
 		if theirs.Request != nil {
@@ -215,7 +223,10 @@ func (d *Daemon) serveRoster(s network.Stream) {
 		}
 		reply.RosterMsg = d.book.Offer(p, time.Now())
 		if !theirs.olderThan(reply.Term, reply.Epoch) {
-			reply.Roster, reply.Slices = nil, nil
+			reply.Roster = nil
+		}
+		if !theirs.poorerThan(d.hello()) {
+			reply.Slices = nil
 		}
 	} else if !reply.Want {
 		reply.Gone = true // it knows the network's ID, so it belonged once

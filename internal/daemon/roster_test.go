@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"io"
+	"os"
 	"reflect"
 	"runtime"
 	"strings"
@@ -149,6 +150,50 @@ func TestARevocationWaitsForNoMachineThatIsAsleep(t *testing.T) {
 	}
 	if len(asleep.asked) > 0 {
 		t.Error("the sleeper was asked again before it answered")
+	}
+}
+
+// Who joins is given the roster alone, and may be the first to bring it to a relay.
+func TestWhoHasTheRosterAloneIsGivenItsGuestsSlices(t *testing.T) {
+	relay, first := newRelay(t)
+	nas, guest := newMachine(t), newMachine(t)
+	nas.must(JoinRequest{Invite: first, As: "nas-box"})
+	nas.hold(ExposeRequest{Target: reverser(t), Name: "nas"}, "exposed")
+	for _, e := range relay.must(InviteRequest{Only: []string{"nas"}}) {
+		if e.Event == "invite" {
+			guest.must(JoinRequest{Invite: e.Invite, As: "guest"})
+		}
+	}
+	page := func() (text map[string]any) {
+		data, err := os.ReadFile(nas.home.file("roster"))
+		if err == nil {
+			err = json.Unmarshal(data, &text)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	slices := func() bool { return page()["slices"] != nil }
+	eventually(t, "the guest's slice at the NAS", slices)
+	nas.must(StopRequest{})
+	if err := AwaitEnd(t.Context(), nas.home); err != nil {
+		t.Fatal(err)
+	}
+	alone := page()
+	delete(alone, "slices")
+	data, err := json.Marshal(alone)
+	if err == nil {
+		err = os.WriteFile(nas.home.file("roster"), data, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	epoch := relay.status().Network.Epoch
+	nas.start(0)
+	eventually(t, "the guest's slice at the NAS again", slices)
+	if now := relay.status().Network.Epoch; now != epoch {
+		t.Errorf("it came with epoch %d, not by comparing %d", now, epoch)
 	}
 }
 
