@@ -221,8 +221,10 @@ func (d *Daemon) refusal(f *forwarding, refused *session.RefusedError) *Failure 
 
 // offerHint is what would let this machine use f's service.
 func (d *Daemon) offerHint(f *forwarding) string {
-	if e, ok := d.book.Current().Entry(d.self); ok && e.Caps&identity.Use == 0 {
-		return fmt.Sprintf("this machine's role is %s, which uses no services: invite it as a member, a relay by fwd invite --relay --admin", e.Role())
+	if s := d.book.Current(); s != nil {
+		if e, ok := s.Entry(d.self); ok && e.Caps&identity.Use == 0 {
+			return fmt.Sprintf("this machine's role is %s, which uses no services: invite it as a member, a relay by fwd invite --relay --admin", e.Role())
+		}
 	}
 	return fmt.Sprintf("on %s: fwd expose … --name %s, or fwd allow %s %s", d.nameOf(f.peer()), f.service, f.service, d.nameOf(d.self))
 }
@@ -230,10 +232,10 @@ func (d *Daemon) offerHint(f *forwarding) string {
 // resolve finds the service's machine on the roster and checks the pin. An
 // unknown name is looked for in the newest roster first.
 func (d *Daemon) resolve(ctx context.Context, word string) (string, peer.ID, error) {
-	if err := d.belongs(); err != nil {
+	roster, err := d.belongs()
+	if err != nil {
 		return "", "", err
 	}
-	roster := d.book.Current()
 	service, p, err := roster.Resolve(word)
 	if err != nil {
 		if newer := d.freshen(ctx, roster); newer != nil {
@@ -242,7 +244,7 @@ func (d *Daemon) resolve(ctx context.Context, word string) (string, peer.ID, err
 		}
 	}
 	if err != nil {
-		return "", "", d.unknownName(word)
+		return "", "", unknownName(roster, word)
 	}
 	var changed *identity.IdentityChangedError
 	if err := d.known.Pin(word, p, roster.Roster); errors.As(err, &changed) {
@@ -306,8 +308,8 @@ func newerRoster(a, b *identity.Sealed) bool {
 	return a != nil && (b == nil || a.Term > b.Term || a.Term == b.Term && a.Epoch > b.Epoch)
 }
 
-func (d *Daemon) unknownName(word string) *Failure {
-	return fail(ExitUnknownName, "unknown-name", "see what there is: fwd ls", "no service %q in the network %q", word, d.book.Current().Name)
+func unknownName(roster *identity.Sealed, word string) *Failure {
+	return fail(ExitUnknownName, "unknown-name", "see what there is: fwd ls", "no service %q in the network %q", word, roster.Name)
 }
 
 // firstContact waits until the peer is reached, and asks what it exposes, so
@@ -453,7 +455,11 @@ func sameLocal(have, word string) bool {
 
 // isMachine: is word a machine's name on the roster?
 func (d *Daemon) isMachine(word string) bool {
-	_, ok := d.book.Current().ByName(strings.TrimSuffix(strings.ToLower(word), ".fwd"))
+	s := d.book.Current()
+	if s == nil {
+		return false
+	}
+	_, ok := s.ByName(strings.TrimSuffix(strings.ToLower(word), ".fwd"))
 	return ok
 }
 

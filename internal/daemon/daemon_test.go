@@ -413,7 +413,7 @@ func TestWhoLeavesIsNotToldThatItWasTakenOff(t *testing.T) {
 	if err := await(t, ended, "the connect's end"); err != nil {
 		t.Errorf("the forward ended with: %v", err)
 	}
-	if err := d.belongs(); !errors.Is(err, errNoNetwork) {
+	if _, err := d.belongs(); !errors.Is(err, errNoNetwork) {
 		t.Errorf("after it: %v", err)
 	}
 }

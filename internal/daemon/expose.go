@@ -49,7 +49,10 @@ func (d *Daemon) expose(ctx context.Context, req ExposeRequest, from string, emi
 			return err
 		}
 	}
-	roster := d.book.Current()
+	roster, err := d.roster()
+	if err != nil {
+		return err
+	}
 	if e, ok := roster.Entry(d.self); !ok || e.Caps&identity.Expose == 0 {
 		return fail(ExitRefused, "refused", "ask "+d.admins(roster)+" for an invite that may: fwd invite",
 			"this machine (%s) may not expose services in %q", d.nameOf(d.self), roster.Name)
@@ -169,9 +172,9 @@ const whoHint = "a machine as fwd peers lists it, a peer ID, tag:T or members"
 
 // parseAllow reads a list; an unknown name is looked for in the newest roster first.
 func (d *Daemon) parseAllow(ctx context.Context, words []string) (identity.Allow, error) {
-	s := d.book.Current()
-	if s == nil {
-		return identity.Allow{}, errNoNetwork
+	s, err := d.roster()
+	if err != nil {
+		return identity.Allow{}, err
 	}
 	list, err := identity.ParseAllow(words, s.Roster)
 	if errors.Is(err, identity.ErrUnknownName) {
@@ -255,11 +258,13 @@ const claimWait = 3 * time.Second
 // claim gets the short name from the network's owner. Without the owner the
 // long form works, and the claim is repeated with the next expose.
 func (d *Daemon) claim(ctx context.Context, name string) (claimed bool, note string) {
-	roster := d.book.Current()
+	roster, err := d.roster()
+	if err != nil {
+		return false, "" // the service ends with the network
+	}
 	if holder, ok := roster.Services[name]; ok && holder == d.self {
 		return true, ""
 	}
-	var err error
 	if owner := d.currentOwner(); owner != nil {
 		err = owner.ClaimService(d.self, name, d.now())
 	} else {
@@ -311,9 +316,9 @@ func comesBack(inConfig bool) string {
 }
 
 func (d *Daemon) release(ctx context.Context, name string) error {
-	roster := d.book.Current()
-	if roster == nil {
-		return errNoNetwork
+	roster, err := d.roster()
+	if err != nil {
+		return err
 	}
 	if owner := d.currentOwner(); owner != nil {
 		return owner.ReleaseService(d.self, name, d.now())
@@ -323,9 +328,9 @@ func (d *Daemon) release(ctx context.Context, name string) error {
 
 // allow carries out `fwd allow` and `fwd deny`, here or on SERVICE.MACHINE.
 func (d *Daemon) allow(ctx context.Context, req AllowRequest, emit func(Event)) error {
-	roster := d.book.Current()
-	if roster == nil {
-		return errNoNetwork
+	roster, err := d.roster()
+	if err != nil {
+		return err
 	}
 	name, where, err := d.serviceHere(roster, req.Service)
 	if err != nil {
@@ -413,7 +418,7 @@ func (d *Daemon) serviceHere(roster *identity.Sealed, name string) (string, peer
 		if identity.CheckName(name) == nil {
 			return name, d.self, nil // not exposed now: the list waits for it
 		}
-		return "", "", d.unknownName(name)
+		return "", "", unknownName(roster, name)
 	}
 	return service, p, nil
 }

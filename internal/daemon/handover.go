@@ -23,13 +23,13 @@ type HandOnRequest struct {
 
 // handOver carries out `fwd id hand-over`.
 func (d *Daemon) handOver(ctx context.Context, req HandOverRequest, emit func(Event)) error {
-	if err := d.belongs(); errors.Is(err, errExpelled) {
+	s, err := d.belongs()
+	if errors.Is(err, errExpelled) {
 		return fail(ExitRefused, "revoked", "where its services are used: fwd trust NAME",
 			"this machine is off the roster, and nobody takes its word any more")
 	} else if err != nil {
 		return err
 	}
-	s := d.book.Current()
 	if e, _ := s.Entry(d.self); e.Caps&identity.Expose == 0 {
 		return fail(ExitRefused, "refused", "", "this machine (%s) exposes nothing in %q, so nobody remembers its key by a name", d.nameOf(d.self), s.Name)
 	}
@@ -48,7 +48,7 @@ func (d *Daemon) handOver(ctx context.Context, req HandOverRequest, emit func(Ev
 	d.log.Info("handed over", "to", to)
 	name := d.nameOf(to)
 	next := fmt.Sprintf("there, run: fwd expose TARGET --name NAME, for each name it takes over from %s", d.nameOf(d.self))
-	if _, ok := d.book.Current().Entry(to); !ok {
+	if !d.member(to) {
 		next = "let it in by: fwd invite --replace " + d.nameOf(d.self)
 	}
 	emit(Event{Event: "result", Message: name + " may take this machine's place; " + next, Peer: to.String(), Machine: name})
@@ -57,7 +57,11 @@ func (d *Daemon) handOver(ctx context.Context, req HandOverRequest, emit func(Ev
 
 // sayHandOver signs the word, by the newest roster, and has the owner publish it.
 func (d *Daemon) sayHandOver(ctx context.Context, to peer.ID) error {
-	owner, s := d.currentOwner(), d.book.Current()
+	s, err := d.roster()
+	if err != nil {
+		return err
+	}
+	owner := d.currentOwner()
 	if owner == nil {
 		if err := d.node.Connect(ctx, s.Owner); err != nil {
 			return d.unreachable(d.nameOf(s.Owner), err)
@@ -65,7 +69,9 @@ func (d *Daemon) sayHandOver(ctx context.Context, to peer.ID) error {
 		if err := d.exchange(ctx, s.Owner); err != nil {
 			return d.unreachable(d.nameOf(s.Owner), err)
 		}
-		s = d.book.Current()
+		if s, err = d.roster(); err != nil {
+			return err
+		}
 	}
 	word, err := identity.NewHandOver(d.key, to, s.Roster)
 	if err != nil {

@@ -93,9 +93,13 @@ func (d *Daemon) cancelInvite(ctx context.Context, req CancelInviteRequest, emit
 		return fail(ExitRefused, "invite-damaged", "or by its ID: fwd invite --list", "cancel an invite by its code: %v", err)
 	}
 	return d.asOwner(ctx, "cancel-invite", req, emit, func(owner *identity.Owner) error {
+		roster, err := d.roster()
+		if err != nil {
+			return err
+		}
 		switch err := owner.Cancel(req.ID); {
 		case errors.Is(err, identity.ErrUnknownName):
-			return fail(ExitUnknownName, "unknown-name", "see which there are: fwd invite --list", "no invite %q in the network %q", clean(req.ID, 40), d.book.Current().Name)
+			return fail(ExitUnknownName, "unknown-name", "see which there are: fwd invite --list", "no invite %q in the network %q", clean(req.ID, 40), roster.Name)
 		case err != nil:
 			return err
 		}

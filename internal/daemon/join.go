@@ -57,7 +57,7 @@ func (d *Daemon) join(ctx context.Context, req JoinRequest, emit func(Event)) er
 	}
 	sealed, name, err := d.redeem(ctx, invite, req.As, emit)
 	if err != nil {
-		if again && d.member(d.self) && d.belongs() == nil {
+		if _, hopeless := d.belongs(); again && d.member(d.self) && hopeless == nil {
 			d.log.Info("the invite adds nothing", "err", err)
 			return d.joined(emit, true)
 		}
@@ -236,9 +236,9 @@ func (d *Daemon) carryJoin(owner peer.ID, request []byte) ([]byte, error) {
 // joinAt: a relay has moved. Whoever answers at the new address must be one of
 // the roster's relays; then its address is known, and its roster brings the rest.
 func (d *Daemon) joinAt(ctx context.Context, at string, emit func(Event)) error {
-	s := d.book.Current()
-	if s == nil {
-		return errNoNetwork
+	s, err := d.roster()
+	if err != nil {
+		return err
 	}
 	addrs, err := announceAddrs(at)
 	if err != nil {
@@ -265,7 +265,10 @@ func (d *Daemon) joinAt(ctx context.Context, at string, emit func(Event)) error 
 }
 
 func (d *Daemon) joined(emit func(Event), again bool) error {
-	s := d.book.Current()
+	s, err := d.roster()
+	if err != nil {
+		return err
+	}
 	e, _ := s.Entry(d.self)
 	return emitResult(emit, "joined", Joined{Network: s.Name, Name: e.Name, Peer: d.self.String(), Again: again})
 }

@@ -30,7 +30,7 @@ func (d *Daemon) createNetwork(name string, caps identity.Capability, emit func(
 	d.owner = owner
 	d.mu.Unlock()
 	d.enforce()
-	d.log.Info("network created", "network", d.book.Current().Network)
+	d.log.Info("network created", "network", owner.Network())
 	if caps&identity.Relay == 0 {
 		emit(Event{Event: "progress", Message: "this machine belonged to no network, so it made one and owns it; to let another machine in: fwd invite"})
 	}
@@ -55,10 +55,13 @@ func (d *Daemon) invite(ctx context.Context, req InviteRequest, emit func(Event)
 }
 
 func (d *Daemon) inviteOptions(req InviteRequest) (identity.InviteOptions, error) {
-	roster := d.book.Current()
 	opt := identity.InviteOptions{Uses: max(req.Uses, 1), Expires: req.Expires, For: req.For, Tags: req.Tags, Caps: identity.Member}
 	if opt.Expires == 0 {
 		opt.Expires = 24 * time.Hour
+	}
+	roster, err := d.roster()
+	if err != nil {
+		return opt, err
 	}
 	// Words that contradict each other are not weighed: half of what somebody meant
 	// may be more than they meant.
@@ -78,7 +81,7 @@ func (d *Daemon) inviteOptions(req InviteRequest) (identity.InviteOptions, error
 		for _, word := range req.Only {
 			service, p, err := roster.Resolve(word)
 			if err != nil {
-				return opt, d.unknownName(word)
+				return opt, unknownName(roster, word)
 			}
 			opt.Only = append(opt.Only, identity.Grant{Service: service, Peer: p})
 		}
@@ -215,9 +218,9 @@ func (d *Daemon) resolvePeer(ctx context.Context, word, command string) (peer.ID
 
 // findPeer looks a word up in the newest roster.
 func (d *Daemon) findPeer(ctx context.Context, word string, lookUp func(*identity.Roster, string) (peer.ID, error)) (peer.ID, error) {
-	roster := d.book.Current()
-	if roster == nil {
-		return "", errNoNetwork
+	roster, err := d.roster()
+	if err != nil {
+		return "", err
 	}
 	p, err := lookUp(roster.Roster, word)
 	if err != nil {
@@ -229,8 +232,11 @@ func (d *Daemon) findPeer(ctx context.Context, word string, lookUp func(*identit
 }
 
 // noMachine is the error for a word that means no machine.
-func (d *Daemon) noMachine(word, command string) *Failure {
-	roster := d.book.Current()
+func (d *Daemon) noMachine(word, command string) error {
+	roster, err := d.roster()
+	if err != nil {
+		return err
+	}
 	if service, p, err := roster.Resolve(word); err == nil {
 		command = strings.NewReplacer("PEER", d.nameOf(p), "SERVICE", service).Replace(command)
 		return fail(ExitUnknownName, "unknown-name", "if the machine is meant: "+command, "%s is a service of %s, not a machine", word, d.nameOf(p))
@@ -240,13 +246,13 @@ func (d *Daemon) noMachine(word, command string) *Failure {
 
 // trust accepts that a pinned name means another key now.
 func (d *Daemon) trust(req TrustRequest, emit func(Event)) error {
-	roster := d.book.Current()
-	if roster == nil {
-		return errNoNetwork
+	roster, err := d.roster()
+	if err != nil {
+		return err
 	}
 	_, p, err := roster.Resolve(req.Name)
 	if err != nil {
-		return d.unknownName(req.Name)
+		return unknownName(roster, req.Name)
 	}
 	if err := d.known.Trust(req.Name, p, roster.Roster); err != nil {
 		return fmt.Errorf("trust %s: %w", req.Name, err)
@@ -288,10 +294,10 @@ func (d *Daemon) ownerSign(emit func(Event)) error {
 // ownerImport carries out `fwd owner import`. The newest roster that peers hold
 // is adopted first, so that an old backup cannot fork the network.
 func (d *Daemon) ownerImport(ctx context.Context, req OwnerImportRequest, emit func(Event)) error {
-	if d.currentOwner() != nil {
-		return usage("", "this machine already holds the key of %q", d.book.Current().Name)
-	}
 	if s := d.book.Current(); s != nil {
+		if d.currentOwner() != nil {
+			return usage("", "this machine already holds the key of %q", s.Name)
+		}
 		d.freshen(ctx, s)
 	}
 	owner, err := identity.Import(d.home.State, d.book, req.Backup, req.Passphrase, d.self, d.now())
@@ -304,7 +310,10 @@ func (d *Daemon) ownerImport(ctx context.Context, req OwnerImportRequest, emit f
 	d.owner = owner
 	d.mu.Unlock()
 	d.enforce()
-	s := d.book.Current()
+	s, err := d.roster()
+	if err != nil {
+		return err
+	}
 	emit(Event{Event: "result", Message: fmt.Sprintf("this machine owns %q now (term %d)", s.Name, s.Term)})
 	return nil
 }
@@ -334,14 +343,15 @@ func (d *Daemon) ownerMove(ctx context.Context, req OwnerMoveRequest, emit func(
 		return d.unreachable(name, err)
 	}
 	err = d.ask(ctx, p, "succeed", SucceedRequest{Key: key}, func(Event) {})
-	if s := d.book.Current(); s == nil || s.Owner != p {
+	s := d.book.Current()
+	if s == nil || s.Owner != p {
 		if err == nil {
 			err = errors.New("it did not show the roster that says so")
 		}
 		return fail(ExitFailed, "not-moved", "if it took the key after all, both find out when they meet", "%s did not take over: %v", name, err)
 	}
 	emit(Event{Event: "result", Message: fmt.Sprintf("%s owns %q now; invites still open have ended; the key kept aside here is in %s: delete it when you need it no more",
-		name, d.book.Current().Name, d.home.file("network-"+string(d.networkID())+".key")), Peer: p.String(), Machine: name})
+		name, s.Name, d.home.file("network-"+string(s.Network)+".key")), Peer: p.String(), Machine: name})
 	return nil
 }
 
@@ -354,7 +364,7 @@ func (d *Daemon) succeed(from peer.ID, req SucceedRequest) error {
 	d.mu.Lock()
 	d.owner = owner
 	d.mu.Unlock()
-	d.log.Warn("this machine owns the network now", "from", d.nameOf(from), "term", d.book.Current().Term)
+	d.log.Warn("this machine owns the network now", "from", d.nameOf(from))
 	return nil
 }
 
@@ -369,7 +379,7 @@ func (d *Daemon) leaveNetwork(ctx context.Context, req LeaveRequest, emit func(E
 			"this machine owns %q, and %d others depend on its key", s.Name, len(s.Entries)-1)
 	}
 	told := ""
-	if s != nil && s.Owner != d.self && d.belongs() == nil {
+	if _, hopeless := d.belongs(); s != nil && s.Owner != d.self && hopeless == nil {
 		// The owner takes us off the roster; where it is away we go all the same.
 		d.setLeaving(true)
 		defer d.setLeaving(false)

@@ -127,7 +127,10 @@ func (d *Daemon) runRelay(ctx context.Context, plan *relayPlan, emit func(Event)
 			return err
 		}
 	}
-	roster := d.book.Current()
+	roster, err := d.roster()
+	if err != nil {
+		return err
+	}
 	emit(Event{Event: "relay", Peer: d.self.String(), Machine: d.nameOf(d.self), Message: roster.Name, Addrs: words(addrs)})
 	if d.onlyOurs(roster) {
 		// First start: the first machine is the admin's own.
@@ -183,7 +186,10 @@ func (d *Daemon) relayNetwork(ctx context.Context, plan *relayPlan, emit func(Ev
 // owner, else by asking it. An owner that is away leaves the old ones standing;
 // then told is false.
 func (d *Daemon) announceRelay(ctx context.Context, addrs []ma.Multiaddr) (told bool, err error) {
-	roster := d.book.Current()
+	roster, err := d.roster()
+	if err != nil {
+		return false, err
+	}
 	e, _ := roster.Entry(d.self)
 	if e.Caps&identity.Relay == 0 && roster.Owner != d.self {
 		return false, fail(ExitRefused, "refused", "on "+d.admins(roster)+": fwd invite --relay", "this machine (%s) may not relay in %q", e.Name, roster.Name)

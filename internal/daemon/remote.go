@@ -175,9 +175,9 @@ const requestBurst = 20
 
 // grantAllow changes the list of a service of this very machine.
 func (d *Daemon) grantAllow(ctx context.Context, req AllowRequest, emit func(Event)) error {
-	s := d.book.Current()
-	if s == nil {
-		return errNoNetwork
+	s, err := d.roster()
+	if err != nil {
+		return err
 	}
 	if _, where, err := d.serviceHere(s, req.Service); err != nil {
 		return err
@@ -194,7 +194,11 @@ func (d *Daemon) grantClaim(owner *identity.Owner, p peer.ID, claim ClaimRequest
 	}
 	err := owner.ClaimService(p, claim.Service, d.now())
 	if errors.Is(err, identity.ErrNameTaken) {
-		holder, ok := d.book.Current().Services[claim.Service]
+		s, err := d.roster()
+		if err != nil {
+			return err
+		}
+		holder, ok := s.Services[claim.Service]
 		if !ok { // then it is a machine's
 			return fail(ExitRefused, "name-taken", "", "%q is a machine's name", claim.Service)
 		}
@@ -251,9 +255,9 @@ func clean(s string, max int) string {
 // asOwner runs f where the network key is: here, or by asking the owner, who
 // carries it out if this machine is an admin.
 func (d *Daemon) asOwner(ctx context.Context, command string, request any, emit func(Event), f func(*identity.Owner) error) error {
-	s := d.book.Current()
-	if s == nil {
-		return errNoNetwork
+	s, err := d.roster()
+	if err != nil {
+		return err
 	}
 	if owner := d.currentOwner(); owner != nil {
 		return f(owner)

@@ -174,17 +174,27 @@ func (d *Daemon) gone(p peer.ID) {
 	}
 }
 
-// belongs fails where there is no network, or none any more.
-func (d *Daemon) belongs() error {
-	if d.book.Current() == nil {
-		return errNoNetwork
+// roster is the one in force, or errNoNetwork. What takes long asks anew: the network
+// may be left meanwhile.
+func (d *Daemon) roster() (*identity.Sealed, error) {
+	if s := d.book.Current(); s != nil {
+		return s, nil
+	}
+	return nil, errNoNetwork
+}
+
+// belongs is roster for those who may hope: it fails also where this machine is off it.
+func (d *Daemon) belongs() (*identity.Sealed, error) {
+	s, err := d.roster()
+	if err != nil {
+		return nil, err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.expelled {
-		return errExpelled
+		return nil, errExpelled
 	}
-	return nil
+	return s, nil
 }
 
 // serveRoster is the answerer's half. A stranger is told nothing but that it is
@@ -300,9 +310,9 @@ func (d *Daemon) learn(p peer.ID, offer identity.RosterMsg, version string) {
 	if err != nil && !errors.Is(err, identity.ErrOlder) {
 		d.log.Warn("roster refused", "from", d.nameOf(p), "err", err)
 	}
-	if d.book.Member(p, time.Now()) {
+	if s := d.book.Current(); s != nil && d.book.Member(p, time.Now()) {
 		d.mu.Lock()
-		if p == d.book.Current().Owner && offer.Epoch > 0 {
+		if p == s.Owner && offer.Epoch > 0 {
 			d.expelled = false // it talks to us as to a member
 		}
 		d.seen[p] = sighting{at: time.Now(), version: clean(version, 32), epoch: offer.Epoch}

@@ -130,9 +130,9 @@ const lsWait = 3 * time.Second
 // ls lists what this machine may use: it asks every peer that may expose. One
 // that is away is known by the short names the roster has of it.
 func (d *Daemon) ls(ctx context.Context, emit func(Event)) error {
-	roster := d.book.Current()
-	if roster == nil {
-		return errNoNetwork
+	roster, err := d.roster()
+	if err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, lsWait)
 	defer cancel()

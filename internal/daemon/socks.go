@@ -71,7 +71,7 @@ func (d *Daemon) serveSocks(ctx context.Context, req SocksRequest, from string, 
 	if err != nil {
 		return usage("local is a port (1080), addr:port, or unix:/path", "%v", err)
 	}
-	if err := d.belongs(); err != nil {
+	if _, err := d.belongs(); err != nil {
 		return err
 	}
 	listener, err := local.Listen()
@@ -121,10 +121,10 @@ func (s *socks) find(ctx context.Context, host string, port int) (service string
 	if !ours {
 		return "", "", notCarried(host)
 	}
-	if err := s.d.belongs(); err != nil {
+	roster, err := s.d.belongs()
+	if err != nil {
 		return "", "", err
 	}
-	roster := s.d.book.Current()
 	machine, isMachine := roster.ByName(name)
 	named, owner, unknown := roster.Resolve(name)
 	if unknown == nil && strings.Contains(name, ".") {
