@@ -134,7 +134,7 @@ func (o *Owner) invitation(opts InviteOptions, cur *Roster, now time.Time) (v in
 		return v, errors.New("one machine can be replaced by one only")
 	case len(opts.At) > 0 && (opts.Caps&Relay == 0 || opts.Uses > 1 || opts.Replace != ""):
 		return v, errors.New("only one new relay can wait at an address")
-	case max(len(opts.Addrs), len(opts.At)) > maxAddrs || len(opts.Tags) > maxTags || len(opts.Only) > maxOnly:
+	case max(len(opts.Addrs), len(opts.At)) > MaxAddrs || len(opts.Tags) > maxTags || len(opts.Only) > maxOnly:
 		return v, ErrTooLarge
 	}
 	for _, a := range append(slices.Clone(opts.Addrs), opts.At...) {

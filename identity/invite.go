@@ -182,7 +182,7 @@ func parseInviteBody(b []byte) (i Invite, err error) {
 	copy(i.id[:], c.take(inviteIDSize))
 	copy(i.secret[:], c.take(secretSize))
 	n := c.take(1)
-	if c.failed || n[0] > maxAddrs {
+	if c.failed || n[0] > MaxAddrs {
 		return i, errors.New("malformed")
 	}
 	for range n[0] {

@@ -276,7 +276,7 @@ func (t invitationText) invitation() (v invitation, err error) {
 			return v, err
 		}
 	}
-	if len(v.at) > maxAddrs || (len(v.at) > 0) != (v.door != "") {
+	if len(v.at) > MaxAddrs || (len(v.at) > 0) != (v.door != "") {
 		return v, errors.New("malformed")
 	}
 	return v, nil

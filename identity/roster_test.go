@@ -107,7 +107,7 @@ func TestRosterThatBreaksARuleIsNotSealed(t *testing.T) {
 		"a service of a stranger":    func(r *Roster) { r.Services["x"] = stranger },
 		"a service name with spaces": func(r *Roster) { r.Services["a b"] = r.Owner },
 		"a relay that is a stranger": func(r *Roster) { r.Relays[0].Peer = stranger },
-		"too many addresses":         func(r *Roster) { r.Relays[0].Addrs = slices.Repeat(r.Relays[0].Addrs, maxAddrs+1) },
+		"too many addresses":         func(r *Roster) { r.Relays[0].Addrs = slices.Repeat(r.Relays[0].Addrs, MaxAddrs+1) },
 		"a short discovery key":      func(r *Roster) { r.DiscoveryKey = r.DiscoveryKey[:31] },
 		"too many old keys":          func(r *Roster) { r.OldDiscoveryKeys = slices.Repeat(r.OldDiscoveryKeys, 9) },
 		"a network with no name":     func(r *Roster) { r.Name = "" },

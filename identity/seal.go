@@ -20,11 +20,12 @@ const (
 	// MaxRoster is 1 MiB: some thousand peers at about 200 bytes each.
 	MaxRoster = 1 << 20
 
+	MaxAddrs = 16 // of one relay or invite
+
 	maxEntries   = 4096 // peers in a network
 	maxTags      = 32   // of one peer
 	maxOnly      = 64   // grants of one guest
 	maxRelays    = 64   // of a network
-	maxAddrs     = 16   // of one relay or invite
 	maxAddrBytes = 255  // of one address in binary: a length byte in the invite
 	maxServices  = 8192 // short names in a network
 
@@ -326,7 +327,7 @@ func (i RelayInfo) text() relayText {
 }
 
 func (t relayText) relay() (i RelayInfo, err error) {
-	if len(t.Addrs) > maxAddrs {
+	if len(t.Addrs) > MaxAddrs {
 		return i, fmt.Errorf("%d addresses: %w", len(t.Addrs), ErrTooLarge)
 	}
 	if i.Peer, err = parsePeer(t.Peer); err != nil {

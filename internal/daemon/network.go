@@ -134,7 +134,7 @@ func (d *Daemon) contact(roster *identity.Sealed) (via peer.ID, addrs []multiadd
 			addrs = append(addrs, a)
 		}
 	}
-	return "", addrs
+	return "", bestAddrs(inviteAddrs, addrs, nil, routedAddrs())
 }
 
 func inviteStory(opt identity.InviteOptions) string {

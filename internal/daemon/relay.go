@@ -113,7 +113,7 @@ func (d *Daemon) runRelay(ctx context.Context, plan *relayPlan, emit func(Event)
 	if err := d.relayNetwork(ctx, plan, emit); err != nil {
 		return err
 	}
-	addrs := d.node.ReachableAddrs()
+	addrs := bestAddrs(identity.MaxAddrs, d.node.ReachableAddrs(), plan.announce, routedAddrs())
 	told, err := d.announceRelay(ctx, addrs)
 	if err != nil {
 		return err
