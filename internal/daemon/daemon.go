@@ -75,6 +75,8 @@ type Daemon struct {
 	readings       *turnstile   // of members' rosters
 	compared       *comparisons // rosters, with whom now
 
+	founding sync.Mutex // one change at a time of which network this is, and whose; before mu
+
 	mu       sync.Mutex
 	owner    *identity.Owner     // nil: the network key is elsewhere
 	services map[string]*service // by serviceKey

@@ -83,7 +83,7 @@ func (d *Daemon) do(ctx context.Context, req Request, emit func(Event), stream *
 	case "debug":
 		return with(req, func(r DebugRequest) error { return d.debug(ctx, r, emit) })
 	case "leave":
-		return with(req, func(r LeaveRequest) error { return d.leaveNetwork(ctx, r, emit) })
+		return with(req, func(r LeaveRequest) error { return d.leave(ctx, r, emit) })
 	case "stop":
 		return with(req, func(r StopRequest) error { return d.stop(r) })
 	}

@@ -45,9 +45,11 @@ func (d *Daemon) expose(ctx context.Context, req ExposeRequest, from string, emi
 		if _, err := identity.ParseAllow(req.Allow, nil); err != nil {
 			return usage("machines can be named once they have joined: fwd invite", "--allow: %v", err)
 		}
-		if err := d.createNetwork("", identity.Member, emit); err != nil {
-			return err
-		}
+	}
+	if created, err := d.ensureNetwork("", identity.Member); err != nil {
+		return err
+	} else if created {
+		emit(Event{Event: "progress", Message: "this machine belonged to no network, so it made one and owns it; to let another machine in: fwd invite"})
 	}
 	roster, err := d.roster()
 	if err != nil {

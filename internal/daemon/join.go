@@ -63,13 +63,8 @@ func (d *Daemon) join(ctx context.Context, req JoinRequest, emit func(Event)) er
 		}
 		return err
 	}
-	if s != nil && !again {
-		if err := d.leave(false); err != nil {
-			return err
-		}
-	}
-	if err := d.book.Join(sealed); err != nil {
-		return fmt.Errorf("keep the roster: %w", err)
+	if err := d.enterNetwork(sealed); err != nil {
+		return err
 	}
 	d.mu.Lock()
 	d.expelled, d.doubted = false, false
@@ -77,6 +72,24 @@ func (d *Daemon) join(ctx context.Context, req JoinRequest, emit func(Event)) er
 	d.log.Info("joined", "network", sealed.Name, "as", name)
 	d.enforce()
 	return d.joined(emit, false)
+}
+
+// enterNetwork puts this machine on the network of sealed, in place of one that is only ours.
+func (d *Daemon) enterNetwork(sealed *identity.Sealed) error {
+	d.founding.Lock()
+	defer d.founding.Unlock()
+	if s := d.book.Current(); s != nil && s.Network != sealed.Network {
+		if !d.onlyOurs(s) {
+			return belongsElsewhere(s)
+		}
+		if err := d.forgetNetworkLocked(); err != nil {
+			return err
+		}
+	}
+	if err := d.book.Join(sealed); err != nil {
+		return fmt.Errorf("keep the roster: %w", err)
+	}
+	return nil
 }
 
 // settled: this machine belongs to the network for good and as more than a guest,
@@ -276,35 +289,6 @@ func (d *Daemon) joined(emit func(Event), again bool) error {
 // onlyOurs: the network is this machine's own and nobody else ever joined.
 func (d *Daemon) onlyOurs(s *identity.Sealed) bool {
 	return s.Owner == d.self && len(s.Entries) == 1
-}
-
-// leave forgets the network; the identity key stays unless purge.
-func (d *Daemon) leave(purge bool) error {
-	if err := d.forgetNetwork(); err != nil {
-		return err
-	}
-	if purge {
-		for _, name := range []string{"identity.key", "roster", "known", "daemon"} {
-			if err := os.Remove(d.home.file(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
-				return fmt.Errorf("purge: %w", err)
-			}
-		}
-	}
-	d.enforce()
-	return nil
-}
-
-// forgetNetwork is what of leaving concerns the disk.
-func (d *Daemon) forgetNetwork() error {
-	if owner := d.currentOwner(); owner != nil {
-		if err := d.retire(owner); err != nil {
-			return fmt.Errorf("leave the network: %w", err)
-		}
-	}
-	if err := errors.Join(d.book.Leave(), d.known.Forget()); err != nil {
-		return fmt.Errorf("leave the network: %w", err)
-	}
-	return nil
 }
 
 // hostName is this machine's name as a roster may have it.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 
@@ -17,24 +18,28 @@ import (
 // The network and who belongs to it: what only the owner's machine can do, and
 // admins have it do.
 
-// createNetwork makes this machine the owner of a new network.
-func (d *Daemon) createNetwork(name string, caps identity.Capability, emit func(Event)) error {
-	if name == "" {
-		name = hostName()
+// ensureNetwork makes this machine the owner of a new network, where it is in none.
+func (d *Daemon) ensureNetwork(name string, caps identity.Capability) (created bool, err error) {
+	d.founding.Lock()
+	defer d.founding.Unlock()
+	if d.book.Current() != nil {
+		return false, nil
 	}
-	owner, err := identity.CreateNetwork(d.home.State, d.book, cmp.Or(d.home.Network, "home"), d.self, name, caps|identity.Admin, d.now())
+	owner, err := identity.CreateNetwork(d.home.State, d.book, cmp.Or(d.home.Network, "home"), d.self, cmp.Or(name, hostName()), caps|identity.Admin, d.now())
 	if err != nil {
-		return fmt.Errorf("create a network: %w", err)
+		return false, fmt.Errorf("create a network: %w", err)
 	}
+	d.own(owner)
+	d.log.Info("network created", "network", owner.Network())
+	return true, nil
+}
+
+// own has this machine act as the owner that it has become.
+func (d *Daemon) own(owner *identity.Owner) {
 	d.mu.Lock()
 	d.owner = owner
 	d.mu.Unlock()
 	d.enforce()
-	d.log.Info("network created", "network", owner.Network())
-	if caps&identity.Relay == 0 {
-		emit(Event{Event: "progress", Message: "this machine belonged to no network, so it made one and owns it; to let another machine in: fwd invite"})
-	}
-	return nil
 }
 
 // invite carries out `fwd invite`.
@@ -300,16 +305,15 @@ func (d *Daemon) ownerImport(ctx context.Context, req OwnerImportRequest, emit f
 		}
 		d.freshen(ctx, s)
 	}
+	d.founding.Lock()
+	defer d.founding.Unlock()
 	owner, err := identity.Import(d.home.State, d.book, req.Backup, req.Passphrase, d.self, d.now())
 	if errors.Is(err, identity.ErrPassphrase) {
 		return fail(ExitRefused, "passphrase", "try again; without its passphrase a backup is of no use", "the passphrase does not open this backup, or the backup is damaged")
 	} else if err != nil {
 		return usage("give it the file that fwd owner export wrote", "import the network key: %v", err)
 	}
-	d.mu.Lock()
-	d.owner = owner
-	d.mu.Unlock()
-	d.enforce()
+	d.own(owner)
 	s, err := d.roster()
 	if err != nil {
 		return err
@@ -357,19 +361,19 @@ func (d *Daemon) ownerMove(ctx context.Context, req OwnerMoveRequest, emit func(
 
 // succeed is the other machine's half.
 func (d *Daemon) succeed(from peer.ID, req SucceedRequest) error {
+	d.founding.Lock()
+	defer d.founding.Unlock()
 	owner, err := identity.Succeed(d.home.State, d.book, req.Key, from, d.self, d.now())
 	if err != nil {
 		return err
 	}
-	d.mu.Lock()
-	d.owner = owner
-	d.mu.Unlock()
+	d.own(owner)
 	d.log.Warn("this machine owns the network now", "from", d.nameOf(from))
 	return nil
 }
 
-// leaveNetwork carries out `fwd leave`.
-func (d *Daemon) leaveNetwork(ctx context.Context, req LeaveRequest, emit func(Event)) error {
+// leave carries out `fwd leave`.
+func (d *Daemon) leave(ctx context.Context, req LeaveRequest, emit func(Event)) error {
 	s := d.book.Current()
 	if s == nil && !req.Purge {
 		return errNoNetwork
@@ -389,9 +393,15 @@ func (d *Daemon) leaveNetwork(ctx context.Context, req LeaveRequest, emit func(E
 			told = "; the owner was not reached, ask it for: fwd revoke " + d.nameOf(d.self)
 		}
 	}
-	if err := d.leave(req.Purge); err != nil {
+	if err := d.forgetNetwork(); err != nil {
 		return err
 	}
+	if req.Purge {
+		if err := d.purge(); err != nil {
+			return err
+		}
+	}
+	d.enforce()
 	d.mu.Lock()
 	for f := range d.forwards {
 		f.end(errWishEnded)
@@ -408,6 +418,35 @@ func (d *Daemon) leaveNetwork(ctx context.Context, req LeaveRequest, emit func(E
 	}
 	if req.Purge {
 		d.finish(errStopped) // the identity it runs with is gone
+	}
+	return nil
+}
+
+// forgetNetwork takes it off the disk; the identity key stays.
+func (d *Daemon) forgetNetwork() error {
+	d.founding.Lock()
+	defer d.founding.Unlock()
+	return d.forgetNetworkLocked()
+}
+
+func (d *Daemon) forgetNetworkLocked() error {
+	if owner := d.currentOwner(); owner != nil {
+		if err := d.retire(owner); err != nil {
+			return fmt.Errorf("leave the network: %w", err)
+		}
+	}
+	if err := errors.Join(d.book.Leave(), d.known.Forget()); err != nil {
+		return fmt.Errorf("leave the network: %w", err)
+	}
+	return nil
+}
+
+// purge deletes what this machine is known by.
+func (d *Daemon) purge() error {
+	for _, name := range []string{"identity.key", "roster", "known", "daemon"} {
+		if err := os.Remove(d.home.file(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("purge: %w", err)
+		}
 	}
 	return nil
 }

@@ -173,13 +173,11 @@ const (
 )
 
 func (d *Daemon) relayNetwork(ctx context.Context, plan *relayPlan, emit func(Event)) error {
-	switch {
-	case plan.req.Invite != "":
+	if plan.req.Invite != "" {
 		return d.join(ctx, JoinRequest{Invite: plan.req.Invite, As: plan.req.Name}, emit)
-	case d.book.Current() == nil:
-		return d.createNetwork(plan.req.Name, identity.Member|identity.Relay, emit)
 	}
-	return nil
+	_, err := d.ensureNetwork(plan.req.Name, identity.Member|identity.Relay)
+	return err
 }
 
 // announceRelay has our addresses put on the roster: by ourselves as the

@@ -150,7 +150,7 @@ func (d *Daemon) gone(p peer.ID) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.leaving {
-		return // leaveNetwork ends what is wished here, when the network is forgotten
+		return // leave ends what is wished here, when the network is forgotten
 	}
 	level := slog.LevelDebug // it is said at every meeting, each few seconds
 	if !d.doubted {

@@ -258,13 +258,8 @@ func (d *Daemon) beWelcomed(s network.Stream, invite identity.Invite, as string)
 	if err != nil {
 		return inviteFailure(err)
 	}
-	if d.book.Current() != nil { // of its own, that nobody joined
-		if err := d.forgetNetwork(); err != nil {
-			return err
-		}
-	}
-	if err := d.book.Join(sealed); err != nil {
-		return fmt.Errorf("keep the roster: %w", err)
+	if err := d.enterNetwork(sealed); err != nil {
+		return err
 	}
 	d.log.Info("joined", "network", sealed.Name, "as", name)
 	if err := identity.WriteMsg(s, d.self); err != nil {
