@@ -98,8 +98,11 @@ func (a *app) join(ctx context.Context, req daemon.JoinRequest) error {
 	var j daemon.Joined
 	err := here.joinHere(ctx, req, &j)
 	if err == nil {
-		a.tellJoined(j, here.home)
-		return nil
+		home, err := daemon.NameHome(ctx, a.first, here.home, j.Network)
+		if err == nil {
+			a.tellJoined(j, home)
+		}
+		return err
 	}
 	if a.network == "" && daemon.FailureOf(err).Code == daemon.CodeElsewhere {
 		return a.joinFurther(ctx, req)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
@@ -177,27 +178,41 @@ func AddNetwork(ctx context.Context, h Home, code string, join func(Home) (netwo
 		return h, fail(ExitRefused, "invite-damaged", "copy the whole code, from fwd1 to its end; or ask for another: fwd invite", "%v", err)
 	}
 	sum := sha256.Sum256([]byte(invite.Network()))
-	home := h.In("joining-" + hex.EncodeToString(sum[:6]))
+	home := h.In(joiningName + hex.EncodeToString(sum[:6]))
 	if err := home.prepare(); err != nil {
 		return h, err
 	}
-	network, joined := join(home)
-	Stop(ctx, home) // none: it may have ended by itself
+	network, err := join(home)
+	if err != nil {
+		return h, errors.Join(err, endDaemon(ctx, home))
+	}
+	return NameHome(ctx, h, home, network)
+}
+
+// joiningName begins the name of a home whose network has not said yet what it is called.
+const joiningName = "joining-"
+
+// NameHome gives a further home that has joined, but has no name of its own yet, that of
+// its network or the next that is free. It does so to the end even where ctx ends, for it
+// is in the network by then. Other homes stay as they are.
+func NameHome(ctx context.Context, first, home Home, network string) (Home, error) {
+	if !strings.HasPrefix(home.Network, joiningName) {
+		return home, nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
 	// Without the daemon the folder can be moved, and the next command starts one there.
-	if err := AwaitEnd(ctx, home); err != nil {
-		return home, err
+	if err := endDaemon(ctx, home); err != nil {
+		return home, fmt.Errorf("end the daemon in %s, to name its folder: %w", home.State, err)
 	}
-	if joined != nil {
-		return h, joined
-	}
-	var first string
-	if roster, err := rosterOf(h); err == nil && roster != nil {
-		first = identity.CleanName(roster.Name)
+	var taken string
+	if roster, err := rosterOf(first); err == nil && roster != nil {
+		taken = identity.CleanName(roster.Name)
 	}
 	name := identity.CleanName(network)
 	for n := 2; ; n++ {
-		to := h.In(name)
-		if name != first {
+		to := first.In(name)
+		if name != taken {
 			// Rename fails where a folder with something in it is.
 			err := os.Rename(home.State, to.State)
 			if err == nil {
@@ -209,4 +224,10 @@ func AddNetwork(ctx context.Context, h Home, code string, join func(Home) (netwo
 		}
 		name = identity.CleanName(network) + "-" + strconv.Itoa(n)
 	}
+}
+
+// endDaemon ends the home's, if one runs.
+func endDaemon(ctx context.Context, home Home) error {
+	Stop(ctx, home) // none: it may have ended by itself
+	return AwaitEnd(ctx, home)
 }
