@@ -18,7 +18,7 @@ const (
 
 // point is the rendezvous point: it keeps members' records and answers members.
 type point struct {
-	network string // "": not checked
+	network func() string // see Config
 	admit   func(peer.ID) bool
 	now     func() time.Time
 	store   *store
@@ -26,7 +26,7 @@ type point struct {
 	gate    *gate
 }
 
-func newPoint(network string, admit func(peer.ID) bool, gate *gate, now func() time.Time) (*point, error) {
+func newPoint(network func() string, admit func(peer.ID) bool, gate *gate, now func() time.Time) (*point, error) {
 	c, err := newCookies()
 	if err != nil {
 		return nil, fmt.Errorf("make the key of the rendezvous cookies: %w", err)
@@ -87,7 +87,10 @@ func (p *point) answer(from peer.ID, q request) []byte {
 // register takes a peer's own record for as long as it is valid.
 func (p *point) register(from peer.ID, sealed []byte) (status, time.Duration) {
 	rec, signer, err := openRecord(sealed)
-	if err != nil || (p.network != "" && rec.Network != p.network) {
+	if err != nil {
+		return statusBadRecord, 0
+	}
+	if network := p.network(); network != "" && rec.Network != network {
 		return statusBadRecord, 0
 	}
 	if signer != from {

@@ -146,6 +146,21 @@ func TestBadRecordsAreRefused(t *testing.T) {
 	}
 }
 
+// A machine may leave one network for another while it relays.
+func TestThePointTakesTheRecordsOfTheNetworkThatItIsInNow(t *testing.T) {
+	now := "before"
+	l := newLab(t, func(c *Config) { c.Network = func() string { return now } })
+	h := l.join()
+	mine := sealed(t, h.Peerstore().PrivKey(h.ID()), nil)
+	if s, _ := l.relay.point.register(h.ID(), mine); s != statusBadRecord {
+		t.Errorf("before: status %d", s)
+	}
+	now = testNetwork
+	if s, _ := l.relay.point.register(h.ID(), mine); s != statusOK {
+		t.Errorf("once in it: status %d", s)
+	}
+}
+
 func TestOversizedRequestsEndTheStream(t *testing.T) {
 	l := newLab(t)
 	h := l.join()
@@ -344,7 +359,7 @@ func FuzzMessagePrintsAsItWasRead(f *testing.F) {
 func BenchmarkRegister(b *testing.B) {
 	key := newKey(b)
 	p, _ := peer.IDFromPrivateKey(key)
-	pt, err := newPoint(testNetwork, func(peer.ID) bool { return true }, newGate(), time.Now)
+	pt, err := newPoint(inTestNetwork, func(peer.ID) bool { return true }, newGate(), time.Now)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -55,9 +55,9 @@ const (
 type Config struct {
 	// Member says who is on the roster now. It is called often and must be quick.
 	Member func(peer.ID) bool
-	// Network is the network's ID: the point refuses records bound to another
-	// one. "": it leaves that to those who read them.
-	Network string
+	// Network is the network's ID now: the point refuses records bound to another
+	// one. nil or "": it leaves that to those who read them.
+	Network func() string
 	Limits  Limits
 	// Usage is what was used of the month's quota before this start, as given
 	// by Relay.Usage at the end of the last run.
@@ -98,6 +98,9 @@ type Relay struct {
 func New(h host.Host, cfg Config) (*Relay, error) {
 	if cfg.Member == nil {
 		return nil, errors.New("relaynode: Member is required: a relay for everyone is not wanted")
+	}
+	if cfg.Network == nil {
+		cfg.Network = func() string { return "" }
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now

@@ -29,6 +29,8 @@ const patience = 20 * time.Second
 
 const testNetwork = "12D3KooWNetwork"
 
+func inTestNetwork() string { return testNetwork }
+
 func newKey(t testing.TB) crypto.PrivKey {
 	t.Helper()
 	key, _, err := crypto.GenerateEd25519Key(rand.Reader)
@@ -83,7 +85,7 @@ type lab struct {
 func newLab(t testing.TB, change ...func(*Config)) *lab {
 	t.Helper()
 	l := &lab{t: t, host: newHost(t, newKey(t)), roster: &roster{members: make(map[peer.ID]bool)}}
-	cfg := Config{Member: l.roster.has, Network: testNetwork}
+	cfg := Config{Member: l.roster.has, Network: inTestNetwork}
 	for _, c := range change {
 		c(&cfg)
 	}

@@ -53,7 +53,7 @@ func (d *Daemon) assemble(plan *relayPlan, limits limitsConfig) error {
 		return errors.Join(err, d.node.Close())
 	}
 	if plan != nil {
-		relay, err := relaynode.New(d.node.Host(), relaynode.Config{Member: d.member, Network: string(d.networkID()), Limits: plan.limits, Usage: d.relayUsage(), Log: d.log})
+		relay, err := relaynode.New(d.node.Host(), relaynode.Config{Member: d.member, Network: d.networkWord, Limits: plan.limits, Usage: d.relayUsage(), Log: d.log})
 		if err != nil {
 			return errors.Join(fmt.Errorf("start the relay: %w", err), d.dht.Close(), d.node.Close())
 		}
@@ -139,7 +139,7 @@ func (d *Daemon) buildDiscovery(server bool) error {
 	}
 	finder, err := discovery.New(discovery.Config{
 		Host:    d.node.Host(),
-		Network: func() string { return string(d.networkID()) },
+		Network: d.networkWord,
 		Keys:    d.discoveryKeys,
 		Points:  d.points,
 		Member:  d.member,
@@ -203,6 +203,9 @@ func (d *Daemon) networkID() identity.NetworkID {
 	}
 	return ""
 }
+
+// networkWord is networkID to those who do not know of identity.
+func (d *Daemon) networkWord() string { return string(d.networkID()) }
 
 // relays are the roster's, at their addresses there and at those where we met
 // them last: a relay that moved hands on its new roster only once it is found.
