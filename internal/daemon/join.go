@@ -145,15 +145,22 @@ func (d *Daemon) redeem(ctx context.Context, invite identity.Invite, as string, 
 	return sealed, name, nil
 }
 
+// inviteFailure is why the owner did not let us in: ExitRefused where trying again is in vain.
 func inviteFailure(err error) *Failure {
-	code := "invite-refused"
+	code, hint := "invite-refused", "ask for another: fwd invite"
 	switch {
+	case errors.Is(err, identity.ErrOwnerFailed):
+		return fail(ExitFailed, "failed", "see there: fwd logs; once that is mended, the same invite is good: fwd join INVITE", "%v", err)
+	case errors.Is(err, identity.ErrNetworkFull):
+		hint = "another invite is no better; on the owner, take off what is gone: fwd peers, fwd revoke PEER"
+	case errors.Is(err, identity.ErrNewer):
+		hint = "update fwd on this machine: fwd version"
 	case errors.Is(err, identity.ErrInviteUsed):
 		code = "invite-used"
 	case errors.Is(err, identity.ErrInviteExpired):
 		code = "invite-expired"
 	}
-	return fail(ExitRefused, code, "ask for another: fwd invite", "%v", err)
+	return fail(ExitRefused, code, hint, "%v", err)
 }
 
 // CodeElsewhere: the home is in another network than that of the invite.

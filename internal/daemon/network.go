@@ -203,8 +203,10 @@ func (d *Daemon) rename(ctx context.Context, req RenameRequest, emit func(Event)
 		if err := identity.CheckName(req.Name); err != nil {
 			return usage("lower-case letters, digits and hyphens", "%v", err)
 		}
-		if err := owner.Rename(p, req.Name, d.now()); err != nil {
+		if err := owner.Rename(p, req.Name, d.now()); errors.Is(err, identity.ErrNameTaken) {
 			return fail(ExitFailed, "name-taken", "machines are listed by: fwd peers", "%v", err)
+		} else if err != nil {
+			return fmt.Errorf("rename %s: %w", d.nameOf(p), err)
 		}
 		emit(Event{Event: "result", Message: "it is " + req.Name + " now", Peer: p.String(), Machine: req.Name})
 		return nil

@@ -164,8 +164,9 @@ func (u *up) join(ctx context.Context, invite string) error {
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
-		f := failureOf(err)
-		if f.Code != "unreachable" && f.Code != "invite-refused" { // its owner may be away
+		switch failureOf(err).Code {
+		case "unreachable", "invite-refused", "failed": // its owner may be away, or somebody's disk full
+		default:
 			return err
 		}
 		u.d.log.Warn("join", "err", err, "again_in", pause)
