@@ -427,7 +427,8 @@ func (o *Owner) Rename(p peer.ID, name string, now time.Time) error {
 	return err
 }
 
-// SetRelay records where a relay is. Its entry must allow it to relay (ErrNotAllowed).
+// SetRelay records where a relay is. Its entry must allow it to relay (ErrNotAllowed), but for the owner's own, who allows
+// itself.
 // What is recorded already needs no new epoch.
 func (o *Owner) SetRelay(relay RelayInfo, now time.Time) error {
 	o.mu.Lock()
@@ -440,7 +441,11 @@ func (o *Owner) SetRelay(relay RelayInfo, now time.Time) error {
 		return nil
 	}
 	_, err = o.updateLocked(now, func(r *Roster) error {
-		if e, ok := r.Entry(relay.Peer); !ok || e.Caps&Relay == 0 {
+		e := r.index(relay.Peer)
+		if e >= 0 && relay.Peer == r.Owner {
+			r.Entries[e].Caps |= Relay
+		}
+		if e < 0 || r.Entries[e].Caps&Relay == 0 {
 			return fmt.Errorf("set relay %s: %w", relay.Peer, ErrNotAllowed)
 		}
 		i := slices.IndexFunc(r.Relays, func(i RelayInfo) bool { return i.Peer == relay.Peer })

@@ -42,15 +42,15 @@ func healthy() Machine {
 	}
 }
 
-// silent is what comes of a packet that nobody answers.
-var silent = errors.New("i/o timeout")
+// errSilent is what comes of a packet that nobody answers.
+var errSilent = errors.New("i/o timeout")
 
 // fails has nothing answer by a transport.
 func fails(m *Machine, transport string) {
 	good := m.Probe
 	m.Probe = func(ctx context.Context, r Relay, a Addr) (Seen, error) {
 		if a.Transport == transport {
-			return Seen{}, silent
+			return Seen{}, errSilent
 		}
 		return good(ctx, r, a)
 	}
@@ -60,7 +60,7 @@ func fails(m *Machine, transport string) {
 func webServer(status int, location string) func(context.Context, string) (int, string, error) {
 	return func(_ context.Context, host string) (int, string, error) {
 		if host != "vps.example.org" {
-			return 0, "", silent
+			return 0, "", errSilent
 		}
 		return status, location, nil
 	}
@@ -107,7 +107,7 @@ func TestEachTroubleIsNamedWithItsMend(t *testing.T) {
 		{"no relay", func(m *Machine) { m.Relays = nil }, "network", Hint, "no relay", "fwd relay"},
 		{"no relay but itself", func(m *Machine) { m.Relays, m.Relay = nil, true }, "network", OK, "the only relay", ""},
 		{"relay down", func(m *Machine) {
-			m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{}, silent }
+			m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{}, errSilent }
 		}, "relay-udp", Wrong, "no answer at vps.example.org:4001", "is fwd relay running on vps"},
 		{"relay's TCP closed", func(m *Machine) { fails(m, "tcp") }, "relay-tcp", Wrong, "no answer", "open TCP port 4001"},
 		{"UDP blocked", func(m *Machine) { addRelay(m); fails(m, "udp") }, "nat", Wrong, "no UDP leaves", "let UDP out"},
@@ -119,7 +119,7 @@ func TestEachTroubleIsNamedWithItsMend(t *testing.T) {
 			good := m.Probe
 			m.Probe = func(ctx context.Context, r Relay, a Addr) (Seen, error) {
 				if r.Name == "vps" && a.Transport == "udp" {
-					return Seen{}, silent
+					return Seen{}, errSilent
 				}
 				return good(ctx, r, a)
 			}
@@ -167,32 +167,32 @@ func TestEachTroubleIsNamedWithItsMend(t *testing.T) {
 		{"a relay on the LAN alone", func(m *Machine) { m.Probe = observedAt("192.168.1.7:20000") }, "nat", Hint, "seen at 192.168.1.7, a private address", "a relay on the internet"},
 		{"no IPv6", func(*Machine) {}, "ipv6", Hint, "none here", "provider"},
 		{"a login page in the relay's place", func(m *Machine) {
-			m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{}, silent }
+			m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{}, errSilent }
 			m.Fetch = func(context.Context, string) (int, string, error) { return 302, "http://login.cafe.example/", nil }
 		}, "portal", Wrong, "leads to login.cafe.example", "open http://vps.example.org/ in a browser"},
 		{"the relay's own web server where its fwd is down", func(m *Machine) {
-			m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{}, silent }
+			m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{}, errSilent }
 			m.Fetch = webServer(301, "https://vps.example.org/")
 		}, "portal", "", "", ""},
 		{"a web server beside the relay that leads elsewhere", func(m *Machine) {
-			m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{}, silent }
+			m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{}, errSilent }
 			m.Fetch = webServer(301, "https://example.org/")
 		}, "portal", Hint, "vps.example.org leads to example.org: its own, or this network", "log in where it asks"},
 		{"a login page in the place of whatever is no relay", func(m *Machine) {
-			m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{}, silent }
+			m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{}, errSilent }
 			m.Fetch = func(_ context.Context, host string) (int, string, error) {
 				if host == "vps.example.org" {
-					return 0, "", silent
+					return 0, "", errSilent
 				}
 				return 200, "", nil
 			}
 		}, "portal", Wrong, "in the place of 192.0.2.1", "open http://192.0.2.1/"},
 		{"a network that says outright that it wants a login", func(m *Machine) {
-			m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{}, silent }
+			m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{}, errSilent }
 			m.Fetch = webServer(511, "")
 		}, "portal", Wrong, "it says so, in the place of vps.example.org", "open http://vps.example.org/"},
 		{"a proxy that sees to all web traffic", func(m *Machine) {
-			m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{}, silent }
+			m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{}, errSilent }
 			m.Fetch = func(context.Context, string) (int, string, error) { return 503, "", nil }
 		}, "portal", "", "", ""},
 		{"a login page once it is passed", func(m *Machine) {
@@ -224,7 +224,7 @@ func TestEachTroubleIsNamedWithItsMend(t *testing.T) {
 			good := m.Probe
 			m.Probe = func(ctx context.Context, r Relay, a Addr) (Seen, error) {
 				if a.IP.Is6() {
-					return Seen{}, silent
+					return Seen{}, errSilent
 				}
 				return good(ctx, r, a)
 			}
@@ -234,7 +234,7 @@ func TestEachTroubleIsNamedWithItsMend(t *testing.T) {
 		}, "nat", Hint, "no relay sees this machine by IPv4", ""},
 		{"useless proxy", func(m *Machine) {
 			m.Proxy = "http://proxy:3128"
-			m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{}, silent }
+			m.Probe = func(context.Context, Relay, Addr) (Seen, error) { return Seen{}, errSilent }
 		}, "proxy", Wrong, "neither directly nor", "--listen 443"},
 		{"bad proxy", func(m *Machine) { m.NoProxy = "a proxy of kind \"socks5\" cannot be used" }, "proxy", Wrong, "socks5", "HTTPS_PROXY"},
 	} {
