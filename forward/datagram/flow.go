@@ -26,7 +26,8 @@ type Flow struct {
 
 	all *carried // all flows of the service with the peer
 
-	over bool // under half.mu
+	over   bool // under half.mu
+	queued int  // under half.mu: what it has in the queue
 
 	mu      sync.Mutex
 	sink    Sink     // E: nil until it is accepted

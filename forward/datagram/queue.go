@@ -3,7 +3,7 @@ package datagram
 import "time"
 
 const (
-	// queueBytes is how much waits for the path, 64 KiB (DESIGN.md §6); when it is full the oldest goes.
+	// queueBytes is how much waits for the path, 64 KiB (DESIGN.md §6).
 	queueBytes = 64 << 10
 	// queueAge is how long a datagram waits, 200 ms: what a voice call bears. Later it is dropped.
 	queueAge = 200 * time.Millisecond
@@ -28,7 +28,8 @@ type item struct {
 
 func (q *queue) empty() bool { return q.head == len(q.items) }
 
-// push appends a datagram and drops the oldest ones where there is no room. The largest alone fits.
+// push appends a datagram. Where there is no room the oldest go of the flow that has most here: who sends more than the path
+// takes crowds out itself, and another program's question in between is carried. The largest alone fits.
 func (q *queue) push(it item) {
 	if q.head > 0 && len(q.items) == cap(q.items) {
 		n := copy(q.items, q.items[q.head:])
@@ -36,11 +37,33 @@ func (q *queue) push(it item) {
 		q.items, q.head = q.items[:n], 0
 	}
 	q.items = append(q.items, it)
-	q.bytes += len(it.data) + itemCost
+	q.count(it, 1)
 	for q.bytes > queueBytes && len(q.items)-q.head > 1 {
+		i := q.crowding()
+		it := q.items[i]
+		copy(q.items[q.head+1:i+1], q.items[q.head:i])
+		q.items[q.head] = it
 		q.drop()
 		q.shed++
 	}
+}
+
+// crowding is where the oldest datagram stands of the flow that has most here.
+func (q *queue) crowding() int {
+	most := q.head
+	for i := q.head; i < len(q.items) && 2*q.items[most].flow.queued < q.bytes; i++ { // none has more than one that has half
+		if q.items[i].flow.queued > q.items[most].flow.queued {
+			most = i
+		}
+	}
+	return most
+}
+
+// count adds what a datagram takes to what is here, or takes it off.
+func (q *queue) count(it item, sign int) {
+	cost := sign * (len(it.data) + itemCost)
+	q.bytes += cost
+	it.flow.queued += cost
 }
 
 // first is the oldest one that is not too old; those that are it drops.
@@ -64,6 +87,6 @@ func (q *queue) take() item {
 	if q.empty() {
 		q.items, q.head = q.items[:0], 0
 	}
-	q.bytes -= len(it.data) + itemCost
+	q.count(it, -1)
 	return it
 }
