@@ -189,8 +189,8 @@ func (c *carrier) write() {
 	buf := make([]byte, 0, 4<<10)
 	packet := make([]byte, 0, maxPacket+maxHead)
 	for {
-		buf = c.takeControl(buf[:0])
-		buf = c.fill(buf, packet)
+		var sent bool
+		buf, sent = c.fill(c.takeControl(buf[:0]), packet)
 		if len(buf) > 0 {
 			if _, err := c.stream.Write(buf); err != nil {
 				return
@@ -198,6 +198,9 @@ func (c *carrier) write() {
 			if cap(buf) > batch+MaxSize {
 				buf = nil // a burst of control frames; not to be kept
 			}
+			continue
+		}
+		if sent {
 			continue
 		}
 		select {
@@ -220,10 +223,16 @@ func (c *carrier) takeControl(buf []byte) []byte {
 	return buf
 }
 
-// fill sends what fits by QUIC datagrams, and appends the rest as frames.
-func (c *carrier) fill(buf, packet []byte) []byte {
+// fill appends what goes as frames, or sends one QUIC datagram if there is none before it: that may wait for the path, and as
+// long as more is sent than the path takes there is always another, behind which no frame would have its turn.
+func (c *carrier) fill(buf, packet []byte) (_ []byte, sent bool) {
 	now := time.Now()
-	wants := func(it item) bool { return c.byPacket(it) || !c.clogged() }
+	wants := func(it item) bool {
+		if c.byPacket(it) {
+			return len(buf) == 0
+		}
+		return !c.clogged()
+	}
 	for len(buf) < batch {
 		it, ok := c.half.take(c, now, wants)
 		if !ok {
@@ -231,15 +240,8 @@ func (c *carrier) fill(buf, packet []byte) []byte {
 		}
 		f := it.flow
 		f.gone(len(it.data))
-		if c.byPacket(it) {
-			direction := toExit
-			if c.half.role == roleExit {
-				direction = toEntry
-			}
-			if c.packets.SendDatagram(appendPacket(packet[:0], direction, f.number, it.data)) == nil {
-				now = time.Now() // it may have waited for the path
-				continue
-			}
+		if c.byPacket(it) && c.sendPacket(packet, it) {
+			return buf, true
 		}
 		before := len(buf)
 		if c.half.role == roleEntry && !f.opened.Load() {
@@ -249,7 +251,16 @@ func (c *carrier) fill(buf, packet []byte) []byte {
 		}
 		buf = c.mark(now, buf, len(buf)-before)
 	}
-	return buf
+	return buf, false
+}
+
+// sendPacket sends a QUIC datagram; false: it does not fit.
+func (c *carrier) sendPacket(packet []byte, it item) bool {
+	direction := toExit
+	if c.half.role == roleExit {
+		direction = toEntry
+	}
+	return c.packets.SendDatagram(appendPacket(packet[:0], direction, it.flow.number, it.data)) == nil
 }
 
 // mark counts bytes of data, and puts a PING behind them if one is due.

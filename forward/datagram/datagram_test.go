@@ -90,6 +90,18 @@ func (pr *pair) dial(service string) (*Flow, *box) {
 	return f, b
 }
 
+// question is a flow's first datagram, to be answered.
+func (pr *pair) question() (*Flow, *box) {
+	pr.t.Helper()
+	b := &box{}
+	f, err := pr.c.Dial("e", "echo", b)
+	if err != nil {
+		pr.t.Fatal(err)
+	}
+	f.Send([]byte("question"))
+	return f, b
+}
+
 func pattern(n int) []byte {
 	b := make([]byte, n)
 	for i := range b {
@@ -399,6 +411,44 @@ func TestOnASlowPathTheYoungGoFirst(t *testing.T) {
 		pr.stop()
 		time.Sleep(2 * time.Second)
 	})
+}
+
+func TestMoreThanThePathTakesKeepsNeitherSignsOfLifeNorOtherProgramsBack(t *testing.T) {
+	for _, floods := range []string{roleEntry, roleExit} {
+		t.Run(floods, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				pr := newPair(t, true, &path{delay: 20 * time.Millisecond, packet: 10 * time.Millisecond})
+				flood, _ := pr.dial("silent")
+				flood.Send(nil)
+				time.Sleep(time.Second) // opened: what follows goes as packets
+				if floods == roleExit {
+					flood = pr.e.halves()[0].all()[0]
+				}
+				pump := func(span time.Duration) { // ten times what the path takes, and no answer
+					for range span / time.Millisecond {
+						flood.Send(make([]byte, 1000))
+						time.Sleep(time.Millisecond)
+					}
+				}
+				pump(5 * time.Second)
+				other, back := pr.question()
+				asked := time.Now()
+				pump(300 * time.Millisecond)
+				if !other.opened.Load() {
+					t.Error("the exit's word that it knows a flow has not come in 300 ms")
+				}
+				pump(5 * time.Second)
+				if _, at := back.all(); len(at) != 1 || at[0].Sub(asked) > 300*time.Millisecond {
+					t.Errorf("another program asked at %v, and the answer came at %v", asked, at)
+				}
+				if pr.opened != 1 {
+					t.Errorf("%d carriers were opened: the one that answers was taken for silent", pr.opened)
+				}
+				pr.stop()
+				time.Sleep(2 * time.Second)
+			})
+		})
+	}
 }
 
 func TestTooManyFlowsCostTheOneThatIsIdleLongest(t *testing.T) {

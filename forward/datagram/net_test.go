@@ -38,6 +38,7 @@ type path struct {
 	delay  time.Duration
 	rate   int // bytes a second; 0: no limit
 	buffer int
+	packet time.Duration // what one packet takes; the next waits for it
 	silent bool
 	cut    []func()
 }
@@ -168,6 +169,7 @@ type conn struct {
 	path  *path
 	other *conn
 	got   chan []byte
+	turn  chan struct{} // capacity 1: full while a packet is being sent
 }
 
 // packetRoom is what fits into a packet here.
@@ -176,6 +178,11 @@ const packetRoom = 1200
 func (c *conn) SendDatagram(b []byte) error {
 	if len(b) > packetRoom {
 		return errors.New("too large")
+	}
+	if c.path.packet > 0 {
+		c.turn <- struct{}{}
+		time.Sleep(c.path.packet)
+		<-c.turn
 	}
 	delay, _, _, silent := c.path.figures()
 	b = append([]byte(nil), b...)
@@ -212,6 +219,7 @@ type pair struct {
 	allowed  func(service string) bool
 	expelled bool
 	offered  int // flows that the exit was offered
+	opened   int // streams
 	stop     func()
 	handles  sync.WaitGroup
 }
@@ -249,8 +257,8 @@ func (pr *pair) add(p *path) {
 	if p.buffer == 0 {
 		p.buffer = 4 << 20
 	}
-	a := &conn{path: p, got: make(chan []byte, 1<<16)}
-	b := &conn{path: p, got: make(chan []byte, 1<<16), other: a}
+	a := &conn{path: p, got: make(chan []byte, 1<<16), turn: make(chan struct{}, 1)}
+	b := &conn{path: p, got: make(chan []byte, 1<<16), turn: make(chan struct{}, 1), other: a}
 	a.other = b
 	pr.mu.Lock()
 	defer pr.mu.Unlock()
@@ -261,6 +269,7 @@ func (pr *pair) add(p *path) {
 // open opens a stream on the newest path but the one to avoid.
 func (pr *pair) open(ctx context.Context, _ peer.ID, avoid Stream) (Stream, error) {
 	pr.mu.Lock()
+	pr.opened++
 	var p *path
 	for _, k := range pr.paths {
 		if avoid == nil || avoid.(*end).in.path != k {
@@ -296,7 +305,7 @@ func (pr *pair) lose(p *path) {
 	p.breakUp()
 }
 
-// echo accepts each flow and sends back what comes; service "refused" is refused.
+// echo accepts each flow and sends back what comes; service "refused" is refused, and "silent" answers nothing.
 func (pr *pair) echo(ctx context.Context) {
 	for {
 		in, err := pr.e.Accept(ctx)
@@ -306,8 +315,12 @@ func (pr *pair) echo(ctx context.Context) {
 		pr.mu.Lock()
 		pr.offered++
 		pr.mu.Unlock()
-		if in.Service() == "refused" {
+		switch in.Service() {
+		case "refused":
 			in.Refuse(Refused)
+			continue
+		case "silent":
+			in.Accept(&box{})
 			continue
 		}
 		s := &echoSink{}
