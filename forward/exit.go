@@ -30,8 +30,10 @@ type Exit struct {
 	// accepted. What it returns, if not nil, is called when the session has ended.
 	OnSession func(service string, session Conn) (ended func())
 
-	// Log gets one line for each offer refused, nil for none.
+	// Log gets a line for offers refused, at most one a second of a peer; nil for none.
 	Log *slog.Logger
+
+	refusals pace
 }
 
 // Serve answers offers until ctx ends or Accept fails, then resets the sessions that
@@ -82,7 +84,7 @@ func (e *Exit) serve(ctx context.Context, accept func(context.Context) (offer, e
 			return err
 		}
 		sessions.Go(func() {
-			e.serveOffer(ctx, log.With("peer", in.Peer().String(), "service", in.Service()), in)
+			e.serveOffer(ctx, log.With("peer", in.Peer().String(), "service", logged(in.Service())), in)
 		})
 	}
 }
@@ -92,7 +94,7 @@ func (e *Exit) serveOffer(ctx context.Context, log *slog.Logger, in offer) {
 	target, err := e.Lookup(in.Peer(), in.Service())
 	if err != nil {
 		in.Refuse(session.Denied)
-		log.Warn("denied", "reason", err)
+		e.refusals.warn(log.With("reason", err), string(in.Peer()), "denied")
 		return
 	}
 	local, err := e.dial(ctx, target)
@@ -100,7 +102,8 @@ func (e *Exit) serveOffer(ctx context.Context, log *slog.Logger, in offer) {
 		code := refusal(err)
 		in.Refuse(code)
 		if ctx.Err() == nil {
-			log.Warn("cannot reach the target", "target", target.String(), "answer", code.String(), "err", err)
+			log = log.With("target", target.String(), "answer", code.String(), "err", err)
+			e.refusals.warn(log, string(in.Peer()), "cannot reach the target")
 		}
 		return
 	}

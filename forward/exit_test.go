@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -138,6 +140,39 @@ func TestRefusalCodes(t *testing.T) {
 		if got := refusal(&net.OpError{Op: "dial", Err: c.err}); got != c.want {
 			t.Errorf("%v: %v, want %v", c.err, got, c.want)
 		}
+	}
+}
+
+func TestAPeerThatIsRefusedAThousandTimesHasALineASecond(t *testing.T) {
+	for reason, exit := range map[string]*Exit{
+		"not yours": {Lookup: func(peer.ID, string) (Target, error) { return Target{}, errors.New("not yours") }},
+		"away": {
+			Lookup: func(peer.ID, string) (Target, error) { return Target{Network: "tcp"}, nil },
+			Dial:   func(context.Context, Target) (Conn, error) { return nil, errors.New("away") },
+		},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			var log syncBuffer
+			exit.Log = slog.New(slog.NewTextHandler(&log, nil))
+			open, stop := newExit(t, exit)
+			for range 1000 {
+				open(strings.Repeat("é", 120))
+			}
+			time.Sleep(5 * time.Second)
+			lines := strings.Split(strings.TrimSpace(log.String()), "\n")
+			if len(lines) != 2 || !strings.Contains(lines[0], reason) || !strings.HasSuffix(lines[1], " left_out=998") {
+				t.Errorf("log:\n%s\nwant one line at once, and one that counts the others", log.String())
+			}
+			if n := strings.Count(lines[0], "é"); n > 40 {
+				t.Errorf("%d letters of a name that nobody has stand in the log", n)
+			}
+			open("later")
+			synctest.Wait()
+			if n := strings.Count(log.String(), "\n"); n != 3 {
+				t.Errorf("%d lines: one that comes later is written at once", n)
+			}
+			stop()
+		})
 	}
 }
 

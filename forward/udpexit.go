@@ -24,8 +24,10 @@ type UDPExit struct {
 	// "denied", for an unknown service too.
 	Lookup func(p peer.ID, service string) (Target, error)
 
-	// Log gets one line for each offer refused, nil for none.
+	// Log gets a line for offers refused, at most one a second of a peer; nil for none.
 	Log *slog.Logger
+
+	refusals pace
 }
 
 // Serve answers offers until ctx ends or Accept fails, then ends the flows, and returns when all have ended: nil if ctx ended it,
@@ -45,7 +47,7 @@ func (e *UDPExit) Serve(ctx context.Context) error {
 			return err
 		}
 		flows.Go(func() {
-			e.serveFlow(ctx, log.With("peer", in.Peer().String(), "service", in.Service()), in)
+			e.serveFlow(ctx, log.With("peer", in.Peer().String(), "service", logged(in.Service())), in)
 		})
 	}
 }
@@ -55,7 +57,7 @@ func (e *UDPExit) serveFlow(ctx context.Context, log *slog.Logger, in *datagram.
 	target, err := e.Lookup(in.Peer(), in.Service())
 	if err != nil {
 		in.Refuse(datagram.Denied)
-		log.Warn("denied", "reason", err)
+		e.refusals.warn(log.With("reason", err), string(in.Peer()), "denied")
 		return
 	}
 	conn, err := target.dialUDP(ctx)
@@ -63,7 +65,8 @@ func (e *UDPExit) serveFlow(ctx context.Context, log *slog.Logger, in *datagram.
 		code := datagram.Code(refusal(err)) // the same codes as a session's
 		in.Refuse(code)
 		if ctx.Err() == nil {
-			log.Warn("cannot reach the target", "target", target.String(), "answer", code.String(), "err", err)
+			log = log.With("target", target.String(), "answer", code.String(), "err", err)
+			e.refusals.warn(log, string(in.Peer()), "cannot reach the target")
 		}
 		return
 	}

@@ -213,11 +213,15 @@ func (d *Daemon) lookup(p peer.ID, name string) (forward.Target, error) {
 // lookupNew is lookupAt for what begins now: with strict, the owner must not have
 // been silent for long, for it may have revoked p meanwhile. What is open goes on.
 func (d *Daemon) lookupNew(p peer.ID, name string, udp bool) (forward.Target, error) {
+	target, err := d.lookupAt(p, name, udp)
+	if err != nil {
+		return forward.Target{}, err
+	}
 	if silent := d.ownerSilent(); d.strict.Load() && silent >= identity.StaleRefuse {
 		return forward.Target{}, &identity.DeniedError{Peer: p, Service: name,
 			Reason: "the network's owner has not been heard of for " + plainSpan(silent) + ", and this machine is strict"}
 	}
-	return d.lookupAt(p, name, udp)
+	return target, nil
 }
 
 func (d *Daemon) lookupAt(p peer.ID, name string, udp bool) (forward.Target, error) {
@@ -231,7 +235,7 @@ func (d *Daemon) lookupAt(p peer.ID, name string, udp bool) (forward.Target, err
 	}
 	d.mu.Unlock()
 	if svc == nil {
-		return forward.Target{}, fmt.Errorf("no service %q here", serviceKey(name, udp))
+		return forward.Target{}, errors.New("no such service here") // its name is the peer's choice and may be long
 	}
 	if err := identity.Authorize(d.book.For(p), d.now(), p, d.self, name, allow); err != nil {
 		return forward.Target{}, err
