@@ -242,7 +242,7 @@ func (d *Daemon) lookupAt(p peer.ID, name string, udp bool) (forward.Target, err
 	}
 	one, ok := target.At(port)
 	if !ok {
-		return forward.Target{}, fmt.Errorf("%s has %d ports, not one more at %d", serviceKey(name, udp), 1+target.More, port)
+		return forward.Target{}, fmt.Errorf("%s has %d port(s), and none of them was asked for", serviceKey(name, udp), 1+target.More)
 	}
 	return one, nil
 }

@@ -24,14 +24,15 @@ func portWord(service string, i int) string {
 	return service + "+" + strconv.Itoa(i)
 }
 
-// splitPort is a session's service and the place of its port; -1: it is written wrong.
+// splitPort is a session's service and the place of its port; -1: it is not as portWord
+// writes it. Traffic is counted by the word, so each port has one.
 func splitPort(word string) (service string, i int) {
 	service, place, ok := strings.Cut(word, "+")
 	if !ok {
 		return word, 0
 	}
 	n, err := strconv.ParseUint(place, 10, 16)
-	if err != nil {
+	if err != nil || portWord(service, int(n)) != word {
 		return service, -1
 	}
 	return service, int(n)
