@@ -24,6 +24,9 @@ type Entry struct {
 	// Wait replaces [DialWait] if it is not zero.
 	Wait time.Duration
 
+	// Room, if not nil, bounds the connections of all entries that have it.
+	Room *Room
+
 	// OnSession, if not nil, is called with each session once it is open. What it
 	// returns, if not nil, is called when the session has ended.
 	OnSession func(local net.Conn, session Conn) (ended func(sent, received int64, err error))
@@ -37,12 +40,12 @@ type Entry struct {
 // returns when all have ended: nil if ctx ended it, else why the listener gave up.
 func (e *Entry) Serve(ctx context.Context) error {
 	log := logger(e.Log).With("local", e.Listener.Addr().String())
-	return accept(ctx, log, e.Listener, func(ctx context.Context, c net.Conn) { e.serveConn(ctx, log, c) })
+	return accept(ctx, log, e.Listener, e.Room, func(ctx context.Context, c net.Conn) { e.serveConn(ctx, log, c) })
 }
 
-// accept serves each of a listener's connections until ctx ends or the listener gives
-// up, and returns when all have ended.
-func accept(ctx context.Context, log *slog.Logger, l net.Listener, serve func(context.Context, net.Conn)) error {
+// accept serves each of a listener's connections for which there is room, until ctx ends
+// or the listener gives up, and returns when all have ended.
+func accept(ctx context.Context, log *slog.Logger, l net.Listener, room *Room, serve func(context.Context, net.Conn)) error {
 	var sessions sync.WaitGroup
 	defer sessions.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -56,7 +59,15 @@ func accept(ctx context.Context, log *slog.Logger, l net.Listener, serve func(co
 		c, err := l.Accept()
 		if err == nil {
 			pause.reset()
-			sessions.Go(func() { serve(ctx, c) })
+			leave, ok := room.enter(ctx, log, c)
+			if !ok {
+				Reset(c)
+				continue
+			}
+			sessions.Go(func() {
+				defer leave()
+				serve(ctx, c)
+			})
 			continue
 		}
 		if ctx.Err() != nil {

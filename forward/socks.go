@@ -31,8 +31,9 @@ type SOCKSEntry struct {
 	// as such, any other error as a host that is not reached.
 	Dial func(ctx context.Context, host string, port int) (Conn, error)
 
-	// Wait and OnSession are as with an [Entry].
+	// Wait, Room and OnSession are as with an [Entry].
 	Wait      time.Duration
+	Room      *Room
 	OnSession func(local net.Conn, session Conn) (ended func(sent, received int64, err error))
 
 	// Log gets one line for each connection that failed, nil for none.
@@ -64,7 +65,7 @@ func (e *SOCKSEntry) Serve(ctx context.Context) error {
 			return socks5.SendReply(w, statute.RepCommandNotSupported, nil)
 		}),
 	)
-	return accept(ctx, log, e.Listener, func(ctx context.Context, c net.Conn) {
+	return accept(ctx, log, e.Listener, e.Room, func(ctx context.Context, c net.Conn) {
 		local := fit(log, c)
 		if local == nil {
 			return

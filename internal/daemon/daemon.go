@@ -66,6 +66,7 @@ type Daemon struct {
 	strict    atomic.Bool // refuse new connections without a fresh word of the owner
 	traffic   traffic
 	speeds    chan struct{} // measurements answered now
+	room      localRoom
 
 	boot           string       // of this very process, random
 	twins          *twins       // machines met that share a key
@@ -273,6 +274,7 @@ func open(home Home, log *slog.Logger, level *slog.LevelVar, finish context.Canc
 		home:     home,
 		log:      log,
 		speeds:   make(chan struct{}, speedSlots),
+		room:     newLocalRoom(node.Descriptors()),
 		level:    level,
 		services: map[string]*service{},
 		forwards: map[*forwarding]bool{},

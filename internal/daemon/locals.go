@@ -204,6 +204,7 @@ func (c *connecting) serveTCP(ls []net.Listener) {
 			entry := &forward.Entry{
 				Listener:  l,
 				Dial:      func(ctx context.Context) (forward.Conn, error) { return c.d.dialSession(ctx, c.f, i) },
+				Room:      c.d.room.of(l.Addr()),
 				OnSession: told,
 				Log:       log,
 			}

@@ -92,7 +92,7 @@ func (d *Daemon) serveSocks(ctx context.Context, req SocksRequest, from string, 
 	}()
 	d.log.Info("socks", "local", s.local)
 	emit(Event{Event: "listening", Service: socksNames, Local: s.local})
-	entry := &forward.SOCKSEntry{Listener: listener, Dial: s.dial, OnSession: s.opened, Log: d.log}
+	entry := &forward.SOCKSEntry{Listener: listener, Room: d.room.of(listener.Addr()), Dial: s.dial, OnSession: s.opened, Log: d.log}
 	if err := entry.Serve(ctx); err != nil {
 		return err
 	}

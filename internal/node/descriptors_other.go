@@ -2,5 +2,5 @@
 
 package node
 
-// descriptors: handles are not limited in number here.
-func descriptors() int { return 0 }
+// Descriptors: handles are not limited in number here.
+func Descriptors() int { return 0 }

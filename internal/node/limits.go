@@ -55,7 +55,7 @@ func newLimits() (network.ResourceManager, error) {
 	var limits rcmgr.PartialLimitConfig
 	limits.System = rcmgr.ResourceLimits{Conns: maxConns, ConnsInbound: maxConns, ConnsOutbound: maxConns}
 	limits.Transient = rcmgr.ResourceLimits{Conns: maxHandshakes, ConnsInbound: maxHandshakes, ConnsOutbound: maxHandshakes}
-	if n := descriptors(); n > 0 {
+	if n := Descriptors(); n > 0 {
 		limits.System.FD = rcmgr.LimitVal(max(1, n-n/spareDescriptors))
 	}
 	perIP4 := []rcmgr.ConnLimitPerSubnet{{PrefixLength: 32, ConnCount: maxConnsAddr}}
