@@ -2,12 +2,15 @@ package forward
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
+	"time"
 )
 
 // A Target is what an exit dials. Its text form is one of
@@ -115,13 +118,31 @@ func (t Target) Dial(ctx context.Context) (Conn, error) {
 	if t.UDP() {
 		return nil, fmt.Errorf("target %s takes datagrams, not connections", t)
 	}
-	d := net.Dialer{Timeout: TargetTimeout, KeepAliveConfig: keepAlive}
-	c, err := d.DialContext(ctx, t.Network, t.Address)
-	if err != nil {
-		return nil, err // says "dial tcp 127.0.0.1:22: …"
+	ctx, cancel := context.WithTimeout(ctx, TargetTimeout)
+	defer cancel()
+	d := net.Dialer{KeepAliveConfig: keepAlive}
+	for wait := backlogFirst; ; wait = min(2*wait, backlogLast) {
+		c, err := d.DialContext(ctx, t.Network, t.Address)
+		switch {
+		case err == nil:
+			return c.(Conn), nil
+		case t.Network != "unix" || !errors.Is(err, syscall.EAGAIN):
+			return nil, err // says "dial tcp 127.0.0.1:22: …"
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("its backlog stays full: %w", err)
+		}
 	}
-	return c.(Conn), nil
 }
+
+// A unix socket whose backlog is full says so at once (EAGAIN), where the kernel would try
+// a TCP target again by itself: so do we, after 5 ms, doubling up to 100 ms.
+const (
+	backlogFirst = 5 * time.Millisecond
+	backlogLast  = 100 * time.Millisecond
+)
 
 // maxSocketPath is the longest unix socket path that every system takes: 103 bytes,
 // macOS's sun_path of 104 without its final zero (Linux has 108).
