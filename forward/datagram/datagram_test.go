@@ -1,10 +1,12 @@
 package datagram
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -505,6 +507,23 @@ func (pr *pair) attach(boot uint64, frames ...frame) Stream {
 	s.Write(b)
 	return s
 }
+
+func TestACarrierThatHasEndedIsNotSentBy(t *testing.T) {
+	e := New(Config{})
+	h := newHalf(e, "e", roleEntry, 1)
+	near, far := net.Pipe()
+	defer far.Close()
+	c := newCarrier(h, pipe{near}, nil, nil)
+	c.run(func(*bufio.Reader) error { return errCut })
+	h.use(c) // its stream failed before whoever opened it came to this
+	if h.current() != nil || len(h.carriers) != 0 {
+		t.Errorf("it is sent by: %v; carriers: %d", h.current() != nil, len(h.carriers))
+	}
+}
+
+type pipe struct{ net.Conn }
+
+func (p pipe) Reset() error { return p.Close() }
 
 func TestACarrierThatComesAsTheLastOneEndsHasFlowsWithinReach(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -92,6 +92,10 @@ func (h *half) take(c *carrier, now time.Time, wants func(item) bool) (item, boo
 // use makes c the carrier to send by, or ends it if the half is gone.
 func (h *half) use(c *carrier) {
 	h.mu.Lock()
+	if c.over() { // it may have been dropped already, and would stay
+		h.mu.Unlock()
+		return
+	}
 	if !slices.Contains(h.carriers, c) {
 		h.carriers = append(h.carriers, c)
 	}
