@@ -50,6 +50,7 @@ type carrier struct {
 	denied   atomic.Bool   // C: E has said DENIED
 	retired  bool          // under half.mu: only read from
 	marked   time.Time     // of the writer: when the last PING went with data
+	asked    time.Time     // of half.keep: when it last wanted a sign of life
 
 	mu      sync.Mutex
 	queue   []byte // control frames
@@ -84,6 +85,9 @@ func newCarrier(h *half, s Stream, packets Packets, first []byte) *carrier {
 func (c *carrier) hear(now time.Time) { c.heard.Store(now.UnixNano()) }
 
 func (c *carrier) lastHeard() time.Time { return time.Unix(0, c.heard.Load()) }
+
+// unanswered: it was asked for a sign of life, and nothing has come since.
+func (c *carrier) unanswered() bool { return !c.asked.IsZero() && !c.lastHeard().After(c.asked) }
 
 // end resets the stream; run returns then.
 func (c *carrier) end() {

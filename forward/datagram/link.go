@@ -35,15 +35,18 @@ var errRefused = errors.New("datagram: the peer takes no datagrams from us")
 func (h *half) keep(ctx context.Context) {
 	defer h.endAll(ErrClosed)
 	var cur *carrier // the last that was attached; it may have ended
-	var avoid Stream // cur's, if it has gone silent
-	var asked time.Time
+	silent := false  // cur was found to be
 	pause := retryFirst
 	for ctx.Err() == nil {
+		var avoid Stream
+		if silent {
+			avoid = cur.stream
+		}
 		c, err := h.attach(ctx, avoid)
 		switch {
 		case err == nil:
 			cur = c
-		case cur != nil && !cur.over() && (avoid == nil || cur.lastHeard().After(asked)):
+		case cur != nil && !cur.over() && !(silent && cur.unanswered()):
 			// The better path was none, or the old one lives after all.
 		default:
 			h.log.Debug("no carrier", "err", err)
@@ -51,30 +54,29 @@ func (h *half) keep(ctx context.Context) {
 				h.refuseAll()
 				pause = retryLast
 			}
-			h.wait(ctx, pause)
-			pause = min(time.Duration(retryFactor*float64(pause)), retryLast)
+			pause = h.wait(ctx, pause)
 			continue
 		}
-		avoid, asked = h.watch(ctx, cur)
+		silent = h.watch(ctx, cur)
 		switch {
 		case time.Since(cur.began) > steadyAfter:
 			pause = retryFirst
 		case cur.over():
-			h.wait(ctx, pause)
-			pause = min(time.Duration(retryFactor*float64(pause)), retryLast)
+			pause = h.wait(ctx, pause)
 		}
 	}
 }
 
-// wait waits, ±30 %, until the next try or a better path.
-func (h *half) wait(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(time.Duration((0.7 + 0.6*rand.Float64()) * float64(d)))
+// wait waits, ±30 %, until the next try or a better path, and returns the pause after this one.
+func (h *half) wait(ctx context.Context, pause time.Duration) (next time.Duration) {
+	t := time.NewTimer(time.Duration((0.7 + 0.6*rand.Float64()) * float64(pause)))
 	defer t.Stop()
 	select {
 	case <-t.C:
 	case <-h.renew:
 	case <-ctx.Done():
 	}
+	return min(time.Duration(retryFactor*float64(pause)), retryLast)
 }
 
 // refuseAll: the peer lets us use nothing.
@@ -128,36 +130,30 @@ func (h *half) attach(ctx context.Context, avoid Stream) (*carrier, error) {
 	}
 }
 
-// watch returns when another carrier is wanted: c has ended, a better path may be there, or c has gone silent, which makes
-// its stream one to avoid since it was asked for a sign of life.
-func (h *half) watch(ctx context.Context, c *carrier) (avoid Stream, asked time.Time) {
+// watch returns when another carrier is wanted: c has ended, a better path may be there, or c has gone silent.
+func (h *half) watch(ctx context.Context, c *carrier) (silent bool) {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
-	waiting := false
 	for {
 		select {
 		case <-ctx.Done():
-			return nil, asked
+			return false
 		case <-c.done:
-			return nil, asked
+			return false
 		case <-h.renew:
-			return nil, asked
+			return false
 		case now := <-tick.C:
-			heard := c.lastHeard()
-			switch {
-			case waiting && heard.After(asked):
-				waiting = false
-			case waiting:
-				if now.Sub(asked) > max(suspectAfter, suspectRTTs*c.roundTrip()) {
-					h.log.Debug("carrier fell silent", "since", heard)
-					return c.stream, asked
+			if c.unanswered() {
+				if now.Sub(c.asked) > max(suspectAfter, suspectRTTs*c.roundTrip()) {
+					h.log.Debug("carrier fell silent", "since", c.lastHeard())
+					return true
 				}
-			default:
-				moved, busy := h.activity()
-				if busy && now.Sub(heard) > min(max(now.Sub(moved)/2, quietFirst), quietLast) {
-					waiting, asked = true, now
-					c.askAlive()
-				}
+				continue
+			}
+			moved, busy := h.activity()
+			if busy && now.Sub(c.lastHeard()) > min(max(now.Sub(moved)/2, quietFirst), quietLast) {
+				c.asked = now
+				c.askAlive()
 			}
 		}
 	}
