@@ -256,6 +256,34 @@ type refusedFlow struct {
 func (f *refusedFlow) Send([]byte)         { f.sent <- struct{}{} }
 func (f *refusedFlow) Close(datagram.Code) { f.ending() }
 
+func TestUDPFlowRefusedWhileItIsDialledIsSentNothing(t *testing.T) {
+	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, second := &refusedFlow{sent: make(chan struct{}, 10)}, &refusedFlow{sent: make(chan struct{}, 10)}
+	flows := []*refusedFlow{first, second}
+	e := &UDPEntry{Conn: conn, Dial: func(back datagram.Sink) (UDPFlow, error) {
+		f := flows[0]
+		if flows = flows[1:]; f == first {
+			back.Ended(&datagram.RefusedError{Code: datagram.Denied})
+		}
+		f.ending = func() {}
+		return f, nil
+	}}
+	serve(t, e.Serve)
+	dialUDP(t, conn.LocalAddr().String()).Write([]byte("x"))
+	dialUDP(t, conn.LocalAddr().String()).Write([]byte("y"))
+	select {
+	case <-second.sent: // what came before has been dealt with
+	case <-time.After(udpPatience):
+		t.Fatal("the other program's datagram was not sent")
+	}
+	if len(first.sent) != 0 {
+		t.Error("a datagram was sent by the flow that was refused")
+	}
+}
+
 func TestUDPEntryEndsWhileItsFlowsAreRefused(t *testing.T) {
 	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {

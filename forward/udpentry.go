@@ -98,30 +98,28 @@ func (e *UDPEntry) take(from udpClient, b []byte) {
 	}
 }
 
-// flow is that of a source address; nil if the peer does not want one now.
+// flow is that of a source address; nil if the peer does not want one now. Only Serve's goroutine asks.
 func (e *UDPEntry) flow(from udpClient) UDPFlow {
 	e.mu.Lock()
-	f := e.flows[from]
-	if f != nil {
-		defer e.mu.Unlock()
-		return f.flow
-	}
-	f = &entryFlow{entry: e, client: from}
-	e.flows[from] = f
-	e.mu.Unlock()
-	// Not under the mutex: the new flow may end another one.
-	flow, err := e.Dial(f)
-	if err != nil {
-		e.log.Warn("no flow for a local program", "client", from.addr.String(), "err", err)
-		e.forget(f)
-		return nil
-	}
-	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.flows[from] == f {
+	f := e.flows[from]
+	if f == nil {
+		f = &entryFlow{entry: e, client: from}
+		e.flows[from] = f
+		e.mu.Unlock() // the new flow may end another one
+		flow, err := e.Dial(f)
+		e.mu.Lock()
+		if err != nil {
+			e.log.Warn("no flow for a local program", "client", from.addr.String(), "err", err)
+			delete(e.flows, from)
+			return nil
+		}
 		f.flow = flow
 	}
-	return flow
+	if f.refused {
+		return nil
+	}
+	return f.flow
 }
 
 func (e *UDPEntry) forget(f *entryFlow) {
@@ -133,25 +131,21 @@ func (e *UDPEntry) forget(f *entryFlow) {
 }
 
 func (e *UDPEntry) endAll() {
-	var flows []UDPFlow
 	e.mu.Lock()
-	for _, f := range e.flows {
-		if f.flow != nil { // a refusal may take it away at any time
-			flows = append(flows, f.flow)
-		}
-	}
+	flows := e.flows
 	e.flows = nil
 	e.mu.Unlock()
-	for _, flow := range flows {
-		flow.Close(datagram.Ended)
+	for _, f := range flows {
+		f.flow.Close(datagram.Ended)
 	}
 }
 
-// An entryFlow is what one source address sends; nothing is sent while flow is nil. It is the flow's sink.
+// An entryFlow is what one source address sends. It is the flow's sink.
 type entryFlow struct {
-	entry  *UDPEntry
-	client udpClient
-	flow   UDPFlow // under entry.mu
+	entry   *UDPEntry
+	client  udpClient
+	flow    UDPFlow // of Serve's goroutine; set once it is dialled
+	refused bool    // under entry.mu: by the peer, and what comes is dropped
 }
 
 func (f *entryFlow) Deliver(b []byte) {
@@ -166,7 +160,7 @@ func (f *entryFlow) Ended(err error) {
 		return
 	}
 	e.mu.Lock()
-	f.flow = nil
+	f.refused = true
 	e.mu.Unlock()
 	time.AfterFunc(refusedFor, func() { e.forget(f) })
 	e.log.Warn("datagrams refused", "client", f.client.addr.String(), "err", err)
