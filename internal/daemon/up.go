@@ -390,30 +390,22 @@ func (u *up) apply() Reloaded {
 	return report
 }
 
-// change gives a standing wish other words, where it stands if it does.
+// change gives a standing wish other words: at once where it is up, else for the try that is under way or comes next.
 func (u *up) change(s *standing, w wish) error {
 	u.mu.Lock()
-	stands := s.state == stateUp
-	u.mu.Unlock()
-	if stands {
-		var err error
-		switch {
-		case w.expose != nil:
-			err = u.d.changeService(*w.expose)
-		case w.connect != nil:
-			err = u.d.changeForward(s.connect.Name, *w.connect)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	u.mu.Lock()
 	defer u.mu.Unlock()
-	s.wish = w
-	if !stands {
+	if s.state != stateUp {
+		s.wish = w
 		s.pokeLocked()
+		return nil
 	}
-	return nil
+	u.mu.Unlock()
+	err := w.alter(u.d)
+	u.mu.Lock()
+	if err == nil {
+		s.wish = w
+	}
+	return err
 }
 
 func (s *standing) pokeLocked() {
@@ -443,7 +435,10 @@ func (u *up) keepUp(ctx context.Context, s *standing) {
 	defer unwatch()
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
 		began := time.Now()
-		err := u.try(ctx, s)
+		u.mu.Lock()
+		w, again := s.wish, s.changed
+		u.mu.Unlock()
+		err := u.try(ctx, s, w)
 		if ctx.Err() != nil {
 			return
 		}
@@ -456,7 +451,7 @@ func (u *up) keepUp(ctx context.Context, s *standing) {
 		if time.Since(began) > lastPause {
 			pause = firstPause
 		}
-		again := u.failed(s, err)
+		u.failed(s, err)
 		select {
 		case <-ctx.Done():
 			return
@@ -468,22 +463,20 @@ func (u *up) keepUp(ctx context.Context, s *standing) {
 	}
 }
 
-func (u *up) try(ctx context.Context, s *standing) error {
+// try fulfils s by w's words.
+func (u *up) try(ctx context.Context, s *standing, w wish) error {
 	if u.d.book.Current() == nil {
 		return errNoNetwork
 	}
-	u.mu.Lock()
-	w := s.wish
-	u.mu.Unlock()
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
 	return w.fulfil(ctx, u.d, func(e Event) {
 		if e.fulfils() {
-			u.mu.Lock()
-			stood := s.news != nil && s.state == stateUp
-			again := stood && s.news.Local == e.Local
-			if !stood { // else it is the other of a service's two kinds
-				s.state, s.failure, s.since, s.news = stateUp, nil, time.Now(), &e
+			again, err := u.fulfilled(s, w, e)
+			if err != nil {
+				end(err)
+				return
 			}
-			u.mu.Unlock()
 			s.outcome(nil)
 			if again {
 				return
@@ -495,6 +488,30 @@ func (u *up) try(ctx context.Context, s *standing) error {
 	})
 }
 
+// fulfilled notes what e tells of a wish that was tried by w's words; again: that was known. It is up by those that
+// it has now, for it may have been given others meanwhile.
+func (u *up) fulfilled(s *standing, w wish, e Event) (again bool, err error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for s.state != stateUp && !s.same(w) {
+		w = s.wish
+		u.mu.Unlock()
+		err := w.alter(u.d)
+		u.mu.Lock()
+		if err != nil {
+			return false, err
+		}
+	}
+	switch s.state {
+	case stateUp: // the other of a service's two kinds
+		return s.news.Local == e.Local, nil
+	case stateEnded:
+		return true, nil
+	}
+	s.state, s.failure, s.since, s.news = stateUp, nil, time.Now(), &e
+	return false, nil
+}
+
 // outcome notes the first one.
 func (s *standing) outcome(err error) {
 	select {
@@ -503,8 +520,8 @@ func (s *standing) outcome(err error) {
 	}
 }
 
-// failed notes why and tells it once; the channel says when to try at once.
-func (u *up) failed(s *standing, err error) <-chan struct{} {
+// failed notes why and tells it once.
+func (u *up) failed(s *standing, err error) {
 	if err == nil {
 		err = errors.New("it ended")
 	}
@@ -515,14 +532,13 @@ func (u *up) failed(s *standing, err error) <-chan struct{} {
 	if !told {
 		s.since = time.Now()
 	}
-	key, again, asked := s.key, s.changed, s.asked
+	key, asked := s.key, s.asked
 	u.mu.Unlock()
 	s.outcome(f)
 	if !told && !asked && f != errNoNetwork {
 		u.d.log.Warn("a wish fails; it is tried again", "wish", key, "err", f.What)
 		u.tell(Event{Event: "error", Message: key, Failure: f})
 	}
-	return again
 }
 
 // keep is --keep under `fwd up`: once fulfilled it is the daemon's own.

@@ -14,10 +14,18 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"fwd/identity"
 )
 
 // newUp runs `fwd up` in a home; write writes its fwd.toml.
 func newUp(t *testing.T, home Home, request UpRequest) *machine {
+	t.Helper()
+	return newUpTold(t, home, request, func(Event) {})
+}
+
+// newUpTold is newUp, whose events go to on.
+func newUpTold(t *testing.T, home Home, request UpRequest, on func(Event)) *machine {
 	t.Helper()
 	m := &machine{t, home}
 	started := make(chan struct{})
@@ -32,7 +40,7 @@ func newUp(t *testing.T, home Home, request UpRequest) *machine {
 				time.Sleep(10 * time.Millisecond)
 			}
 		}()
-		return Up(ctx, home, request, func(Event) {})
+		return Up(ctx, home, request, on)
 	})
 	await(t, started, "fwd up's socket")
 	return m
@@ -212,6 +220,44 @@ func TestAChangeOfTheFileIsToldOnce(t *testing.T) {
 	if r := nas.reload(); !r.empty() {
 		t.Errorf("and once more says %+v", r)
 	}
+}
+
+// A wish takes the file's new words also while it is being fulfilled by the old ones.
+func TestAChangeOfAWishThatIsBeingTriedIsNotLost(t *testing.T) {
+	home := newHome(t)
+	newOrphans(t, time.Hour).admit(home, "nas-box", identity.InviteOptions{})
+	file := func(allow string) {
+		write(t, home.Config, "[[expose]]\ntarget = 'localhost:9'\nname = 'nas'\nallow = [%q]\n", allow)
+	}
+	file("members")
+	offered, changed := make(chan struct{}), make(chan struct{})
+	nas := newUpTold(t, home, UpRequest{}, func(e Event) {
+		if strings.Contains(e.Message, "the short name waits") { // for the owner; the next event says that it is exposed
+			offered <- struct{}{}
+			<-changed
+		}
+	})
+	for _, c := range []struct{ allow, state, failure string }{
+		{"tag:trusted", stateUp, ""},
+		{"nobody-here", stateFailing, "nobody-here"},
+	} {
+		await(t, offered, "the service on offer")
+		file(c.allow)
+		nas.reload()
+		changed <- struct{}{}
+		nas.wishIs("expose nas", c.state)
+		if got := nas.wish("expose nas").Error; !strings.Contains(got, c.failure) {
+			t.Errorf("allow %q: it says %q", c.allow, got)
+		}
+		if list := nas.status().Services; c.state == stateUp && !slices.Equal(list[0].Allow, []string{c.allow}) || c.state == stateFailing && len(list) > 0 {
+			t.Errorf("allow %q: it exposes %+v", c.allow, list)
+		}
+		nas.must(UnexposeRequest{Name: "nas"})
+		file("members")
+		nas.reload()
+	}
+	await(t, offered, "the service on offer")
+	close(changed)
 }
 
 func TestAFolderThatComesLaterIsWatched(t *testing.T) {

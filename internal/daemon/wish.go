@@ -81,6 +81,17 @@ func (w wish) fulfil(ctx context.Context, d *Daemon, emit func(Event)) error {
 	return d.connect(ctx, *w.connect, w.from, emit, nil)
 }
 
+// alter has what stands of an older w go by its words; SOCKS has none that could change.
+func (w wish) alter(d *Daemon) error {
+	switch {
+	case w.expose != nil:
+		return d.changeService(*w.expose)
+	case w.connect != nil:
+		return d.changeForward(w.connect.Name, *w.connect)
+	}
+	return nil
+}
+
 // word is the service that an entry leads to, as it was written.
 func (w wish) word() string {
 	if w.connect != nil {
