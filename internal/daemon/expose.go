@@ -305,7 +305,7 @@ func (d *Daemon) unexpose(ctx context.Context, req UnexposeRequest, emit func(Ev
 		svc.end(errWishEnded)
 	}
 	if req.Release {
-		if err := d.release(ctx, strings.TrimSuffix(withoutUDP(req.Name), tcpSuffix)); err != nil {
+		if err := d.release(ctx, withoutKind(req.Name)); err != nil {
 			return err
 		}
 	}
@@ -338,6 +338,7 @@ func (d *Daemon) allow(ctx context.Context, req AllowRequest, emit func(Event)) 
 	if err != nil {
 		return err
 	}
+	req.Service = withoutKind(req.Service) // a list is for both
 	name, where, err := d.serviceHere(roster, req.Service)
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -58,8 +59,21 @@ func openState(path string) (*state, error) {
 			return nil, usage("repair it, or move it away and repeat your allow and deny commands",
 				"%s is damaged: %v", path, err)
 		}
+		s.Allowed, s.Denied = foldKinds(s.Allowed), foldKinds(s.Denied)
 	}
 	return s, nil
+}
+
+// foldKinds puts the lists of "dns/udp" and "dns/tcp", which were written once and meant nothing, into that of dns.
+func foldKinds(lists map[string][]string) map[string][]string {
+	folded := map[string][]string{}
+	for _, key := range slices.Sorted(maps.Keys(lists)) {
+		name := withoutKind(key)
+		for _, who := range lists[key] {
+			folded[name] = append(without(folded[name], who), who)
+		}
+	}
+	return folded
 }
 
 // change applies f and has it on disk before it returns. What changes nothing is not written: it is to succeed on a full

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -30,6 +31,21 @@ func TestStateOutlivesARestart(t *testing.T) {
 			t.Errorf("got %+v", f)
 		}
 	})
+}
+
+func TestAListWrittenForOneKindOfAServiceIsForBoth(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "daemon")
+	if err := os.WriteFile(path, []byte(`{"denied":{"dns":["phone"],"dns/udp":["laptop","phone"],"dns/tcp":["tv"]},"allowed":{"web/tcp":["tv"]}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := openState(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(s.Denied["dns"])
+	if len(s.Denied) != 1 || !slices.Equal(s.Denied["dns"], []string{"laptop", "phone", "tv"}) || len(s.Allowed) != 1 || !slices.Equal(s.Allowed["web"], []string{"tv"}) {
+		t.Errorf("denied %v, allowed %v", s.Denied, s.Allowed)
+	}
 }
 
 func TestADamagedStateIsNamedAndKept(t *testing.T) {

@@ -224,3 +224,6 @@ func (d *Daemon) flowRows() []Session {
 
 // withoutUDP is a local address or a service's key without its suffix.
 func withoutUDP(word string) string { return strings.TrimSuffix(word, udpSuffix) }
+
+// withoutKind is a service's name without what says which of its two kinds is meant.
+func withoutKind(word string) string { return strings.TrimSuffix(withoutUDP(word), tcpSuffix) }

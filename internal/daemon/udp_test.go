@@ -182,13 +182,15 @@ func TestOneNameStandsForTCPAndUDP(t *testing.T) {
 	if !answers(t, c, patience) {
 		t.Fatal("no answer")
 	}
-	nas.must(AllowRequest{Service: "dns", Who: "laptop", Deny: true})
-	if answers(t, c, time.Second) || reverses(t, both[0]) {
-		t.Error("who is denied is answered")
-	}
-	nas.must(AllowRequest{Service: "dns", Who: "laptop"})
-	if !answers(t, c, patience) || !reverses(t, both[0]) {
-		t.Error("who is allowed again is not answered")
+	for deny, allow := range map[string]string{"dns": "dns", "dns/udp": "dns/tcp", "dns/tcp": "dns.nas-box/udp"} {
+		nas.must(AllowRequest{Service: deny, Who: "laptop", Deny: true})
+		if answers(t, c, time.Second) || reverses(t, both[0]) {
+			t.Errorf("who is denied %s is answered", deny)
+		}
+		nas.must(AllowRequest{Service: allow, Who: "laptop"})
+		if !answers(t, c, patience) || !reverses(t, both[0]) {
+			t.Errorf("who is allowed %s again is not answered", allow)
+		}
 	}
 
 	// One ends, the other stays.
