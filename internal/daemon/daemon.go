@@ -84,10 +84,10 @@ type Daemon struct {
 	forwards map[*forwarding]bool
 	socks    map[*socks]bool
 	seen     map[peer.ID]sighting
-	expelled bool                               // the owner said that we are off the roster
-	doubted  bool                               // somebody did
-	leaving  bool                               // by our own wish, so its word is no news
-	offered  map[peer.ID][]identity.ServiceInfo // what each exposed for us when last asked
+	expelled bool               // the owner said that we are off the roster
+	doubted  bool               // somebody did
+	leaving  bool               // by our own wish, so its word is no news
+	offered  map[peer.ID]offers // what each exposed for us when last asked
 	askers   map[peer.ID]*rate.Limiter
 	partings map[peer.ID]chan struct{} // of who leaves; closed when it has its answer
 	wishes   int
@@ -280,7 +280,7 @@ func open(home Home, log *slog.Logger, level *slog.LevelVar, finish context.Canc
 		forwards: map[*forwarding]bool{},
 		socks:    map[*socks]bool{},
 		seen:     map[peer.ID]sighting{},
-		offered:  map[peer.ID][]identity.ServiceInfo{},
+		offered:  map[peer.ID]offers{},
 		askers:   map[peer.ID]*rate.Limiter{},
 		partings: map[peer.ID]chan struct{}{},
 		boot:     rand.Text(),

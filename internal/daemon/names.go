@@ -28,7 +28,7 @@ func (d *Daemon) names(emit func(Event)) error {
 			n.Tags = append(n.Tags, e.Tags...)
 			if e.Peer != d.self && e.Caps&identity.Expose != 0 {
 				d.mu.Lock()
-				for _, s := range d.offered[e.Peer] {
+				for _, s := range d.offered[e.Peer].services {
 					n.Services = append(n.Services, s.Name+"."+e.Name)
 				}
 				d.mu.Unlock()

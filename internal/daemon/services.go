@@ -58,6 +58,12 @@ func (d *Daemon) serveServices(s network.Stream) {
 	}
 }
 
+// offers are what a peer exposed for us when it was asked.
+type offers struct {
+	services []identity.ServiceInfo
+	asked    time.Time
+}
+
 // askServices: what may we use at p? It dials if need be.
 func (d *Daemon) askServices(ctx context.Context, p peer.ID) ([]identity.ServiceInfo, error) {
 	ctx, cancel := context.WithTimeout(ctx, servicesTimeout)
@@ -82,10 +88,28 @@ func (d *Daemon) askServices(ctx context.Context, p peer.ID) ([]identity.Service
 		return nil, fmt.Errorf("ask %s for its services: %w", d.nameOf(p), err)
 	}
 	d.mu.Lock()
-	d.offered[p] = reply.Services
+	d.offered[p] = offers{reply.Services, time.Now()}
 	d.mu.Unlock()
 	return reply.Services, nil
 }
+
+// awaitServices is askServices of a peer that is waited for until ctx ends.
+func (d *Daemon) awaitServices(ctx context.Context, p peer.ID) ([]identity.ServiceInfo, error) {
+	for {
+		services, err := d.askServices(ctx, p)
+		if err == nil {
+			return services, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(askAgain):
+		}
+	}
+}
+
+// askAgain is the pause before a peer that was not reached is asked again: short beside what reaching one takes.
+const askAgain = 200 * time.Millisecond
 
 // checkService fails with a refusal if the peer answers and does not offer f's
 // service to us, in the way that is wanted.

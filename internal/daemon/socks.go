@@ -15,6 +15,7 @@ import (
 
 	"fwd/forward"
 	"fwd/forward/session"
+	"fwd/identity"
 	"fwd/internal/node"
 )
 
@@ -107,12 +108,21 @@ func (s *socks) dial(ctx context.Context, host string, port int) (forward.Conn, 
 		return nil, err
 	}
 	release := s.d.node.Hold(p, node.Auto)
-	conn, err := s.d.sessions.Dial(ctx, p, portWord(service, s.d.placeOf(ctx, p, service, port)))
+	conn, err := s.open(ctx, p, service, port)
 	if err != nil {
 		release()
 		return nil, err
 	}
-	return &socksSession{Conn: conn, s: s, peer: p, release: release}, nil
+	return &socksSession{Conn: conn, peer: p, release: release}, nil
+}
+
+func (s *socks) open(ctx context.Context, p peer.ID, service string, port int) (*session.Conn, error) {
+	place, err := s.d.placeOf(ctx, p, service, port)
+	if err != nil {
+		s.tell("%s", failureOf(err).What)
+		return nil, err
+	}
+	return s.d.sessions.Dial(ctx, p, portWord(service, place))
 }
 
 // find is what host and port mean, by the rules at the top of this file.
@@ -151,21 +161,49 @@ func (s *socks) find(ctx context.Context, host string, port int) (service string
 	return s.d.resolve(ctx, service+"."+machine.Name)
 }
 
-// placeOf is the place of a port in the range that a service is, as far as its machine
-// has told; where it never told anything it is asked.
-func (d *Daemon) placeOf(ctx context.Context, p peer.ID, service string, port int) int {
+// placeOf is the place of a port in the range that a service is. Only its machine knows the range, and it is asked
+// where it has not told lately, or what it told does not have the port: another place is another program.
+func (d *Daemon) placeOf(ctx context.Context, p peer.ID, service string, port int) (int, error) {
 	d.mu.Lock()
-	offered, known := d.offered[p]
+	last := d.offered[p]
 	d.mu.Unlock()
-	if !known {
-		offered, _ = d.askServices(ctx, p)
-	}
-	for _, o := range offered {
-		if o.Name == service && !o.UDP && int(o.Port) <= port && port <= int(o.Last) {
-			return port - int(o.Port)
+	r, ok := rangeOf(last.services, service)
+	if !ok || time.Since(last.asked) > rangeLasts || !r.has(port) && r.first < r.last {
+		services, err := d.awaitServices(ctx, p)
+		if err != nil {
+			return 0, d.unreachable(d.nameOf(p), err)
+		}
+		if r, ok = rangeOf(services, service); !ok {
+			return 0, exposesNo(d.nameOf(p), service)
 		}
 	}
-	return 0
+	if !r.has(port) {
+		return 0, nil // the first
+	}
+	return port - r.first, nil
+}
+
+// rangeLasts is how long what a machine told of its services is right for sure: as long as a browser takes for a page
+// of many connections.
+const rangeLasts = 10 * time.Second
+
+// A portRange is a service's ports for TCP, one at least.
+type portRange struct{ first, last int }
+
+func (r portRange) has(port int) bool { return r.first <= port && port <= r.last }
+
+// rangeOf picks a service's ports out of what its machine exposes.
+func rangeOf(services []identity.ServiceInfo, name string) (r portRange, ok bool) {
+	for _, s := range services {
+		if s.Name == name && !s.UDP {
+			return portRange{int(s.Port), max(int(s.Port), int(s.Last))}, true
+		}
+	}
+	return portRange{}, false
+}
+
+func exposesNo(machine, service string) error {
+	return fmt.Errorf("%w: %s exposes no %q that this machine may use", forward.ErrNothingThere, machine, service)
 }
 
 // findLong is SERVICE.MACHINE. The first time the machine is asked whether it has the
@@ -180,8 +218,8 @@ func (s *socks) findLong(ctx context.Context, name, service string, p peer.ID) (
 	if err != nil {
 		return "", "", s.d.unreachable(machine, err)
 	}
-	if !offerOf(offered, service).tcp {
-		return "", "", fmt.Errorf("%w: %s exposes no %q that this machine may use", forward.ErrNothingThere, machine, service)
+	if _, ok := rangeOf(offered, service); !ok {
+		return "", "", exposesNo(machine, service)
 	}
 	return s.d.resolve(ctx, name)
 }
@@ -224,7 +262,6 @@ func (s *socks) tell(format string, args ...any) {
 // A socksSession lets go of its peer some time after its end.
 type socksSession struct {
 	forward.Conn
-	s       *socks
 	peer    peer.ID
 	release func()
 	once    sync.Once

@@ -1,0 +1,95 @@
+package daemon
+
+import (
+	"context"
+	"net"
+	"strconv"
+	"testing"
+
+	"golang.org/x/net/proxy"
+)
+
+// bySOCKS connects through the entry at proxyAddr.
+func bySOCKS(t *testing.T, proxyAddr, target string) (net.Conn, error) {
+	t.Helper()
+	dialer, err := proxy.SOCKS5("tcp", proxyAddr, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := dialer.Dial("tcp", target)
+	if err == nil {
+		t.Cleanup(func() { c.Close() })
+	}
+	return c, err
+}
+
+// greeter greets with word and ends its direction.
+func greeter(t *testing.T, addr, word string) (net.Listener, error) {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() { // ends with the listener
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			c.Write([]byte(word))
+			c.(*net.TCPConn).CloseWrite()
+			t.Cleanup(func() { c.Close() })
+		}
+	}()
+	return l, nil
+}
+
+// Where nobody has ever told what the range is, its machine is waited for: the first port would be another program.
+func TestAPortOfARangeBySOCKSWaitsForItsMachine(t *testing.T) {
+	_, first := newRelay(t)
+	home, laptop := newHome(t), newMachine(t)
+	var port int
+	for port == 0 { // two in a row
+		l, err := greeter(t, "127.0.0.1:0", "the first")
+		if err != nil {
+			t.Fatal(err)
+		}
+		port = l.Addr().(*net.TCPAddr).Port
+		if _, err := greeter(t, net.JoinHostPort("127.0.0.1", strconv.Itoa(port+1)), "the second"); err != nil {
+			port = 0
+		}
+	}
+	write(t, home.Config, "[[expose]]\ntarget = '%d-%d'\nname = 'web'\n", port, port+1)
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- Up(ctx, home, UpRequest{Invite: first}, func(Event) {}) }()
+	nas := &machine{t, home}
+	eventually(t, "the service is there", func() bool {
+		_, err := nas.call(PeersRequest{})
+		return err == nil && nas.wish("expose web").State == stateUp
+	})
+	laptop.must(JoinRequest{Invite: nas.invite(), As: "laptop"})
+	stop()
+	await(t, ended, "the machine's end")
+
+	entry, _ := laptop.hold(SocksRequest{Local: "0"}, "listening")
+	got := make(chan string)
+	go func() { // ends with the answer, or with the entry's patience
+		c, err := bySOCKS(t, entry.Local, net.JoinHostPort("web.fwd", strconv.Itoa(port+1)))
+		if err != nil {
+			got <- err.Error()
+			return
+		}
+		word := make([]byte, 100)
+		n, _ := c.Read(word)
+		got <- string(word[:n])
+	}()
+	eventually(t, "nobody reaches the machine", func() bool {
+		_, err := laptop.call(PingRequest{Name: "web", Count: 1})
+		return err != nil
+	})
+	newUp(t, home, UpRequest{})
+	if word := await(t, got, "the program's answer"); word != "the second" {
+		t.Errorf("the program got %q", word)
+	}
+}
