@@ -259,9 +259,9 @@ func (s *socks) tell(format string, args ...any) {
 	s.emit(Event{Event: "progress", Service: socksNames, Message: fmt.Sprintf(format, args...)})
 }
 
-// A socksSession lets go of its peer some time after its end.
+// A socksSession lets go of its peer some time after its end. All else a session can, it can: Copy is to hear of a loss.
 type socksSession struct {
-	forward.Conn
+	*session.Conn
 	peer    peer.ID
 	release func()
 	once    sync.Once
@@ -278,5 +278,5 @@ func (c *socksSession) Close() error {
 
 func (c *socksSession) Reset() error {
 	c.letGo()
-	return forward.Reset(c.Conn)
+	return c.Conn.Reset()
 }

@@ -2,9 +2,11 @@ package daemon
 
 import (
 	"context"
+	"io"
 	"net"
 	"strconv"
 	"testing"
+	"time"
 
 	"golang.org/x/net/proxy"
 )
@@ -92,4 +94,29 @@ func TestAPortOfARangeBySOCKSWaitsForItsMachine(t *testing.T) {
 	if word := await(t, got, "the program's answer"); word != "the second" {
 		t.Errorf("the program got %q", word)
 	}
+}
+
+// The far side has ended its direction and the program here is silent: only the session can tell of its loss.
+func TestASessionBySOCKSThatIsLostEndsItsConnection(t *testing.T) {
+	nas, laptop := newPair(t)
+	l, err := greeter(t, "127.0.0.1:0", "the last words")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, end := nas.hold(ExposeRequest{Target: l.Addr().String(), Name: "web"}, "exposed")
+	entry, _ := laptop.hold(SocksRequest{Local: "0"}, "listening")
+	c, err := bySOCKS(t, entry.Local, "web.fwd:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.SetReadDeadline(time.Now().Add(patience))
+	if got, err := io.ReadAll(c); err != nil || string(got) != "the last words" {
+		t.Fatalf("it says %q, %v", got, err)
+	}
+	open := func(n int) func() bool {
+		return func() bool { return laptop.status().Forwards[0].Sessions == n }
+	}
+	eventually(t, "the connection counts", open(1))
+	end()
+	eventually(t, "the connection's end", open(0))
 }
