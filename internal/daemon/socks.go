@@ -104,7 +104,7 @@ func (d *Daemon) serveSocks(ctx context.Context, req SocksRequest, from string, 
 func (s *socks) dial(ctx context.Context, host string, port int) (forward.Conn, error) {
 	service, p, err := s.find(ctx, host, port)
 	if err != nil {
-		s.tell("%s:%d: %s", host, port, failureOf(err).What)
+		s.tell("%s:%d: %s", clean(host, maxHost), port, failureOf(err).What)
 		return nil, err
 	}
 	release := s.d.node.Hold(p, node.Auto)
@@ -115,6 +115,9 @@ func (s *socks) dial(ctx context.Context, host string, port int) (forward.Conn, 
 	}
 	return &socksSession{Conn: conn, peer: p, release: release}, nil
 }
+
+// maxHost bounds a host that a program asks for where it is told, as names are (RFC 1035).
+const maxHost = 255
 
 func (s *socks) open(ctx context.Context, p peer.ID, service string, port int) (*session.Conn, error) {
 	place, err := s.d.placeOf(ctx, p, service, port)

@@ -5,8 +5,10 @@ import (
 	"io"
 	"net"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"golang.org/x/net/proxy"
 )
@@ -119,4 +121,25 @@ func TestASessionBySOCKSThatIsLostEndsItsConnection(t *testing.T) {
 	eventually(t, "the connection counts", open(1))
 	end()
 	eventually(t, "the connection's end", open(0))
+}
+
+// What a program asks for is told as words: a terminal obeys no local user, and no neighbour.
+func TestWhatASOCKSProgramAsksForIsToldAsWords(t *testing.T) {
+	_, laptop := newPair(t)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	client, err := Dial(ctx, laptop.home)
+	if err != nil {
+		t.Fatal(err)
+	}
+	events := make(chan Event, 64)
+	go client.Call(ctx, SocksRequest{Local: "0"}, func(e Event) { events <- e }) // ends with ctx
+	local := await(t, events, "listening").Local
+	if _, err := bySOCKS(t, local, "\x1b\x07x.fwd:80"); err == nil {
+		t.Fatal("a name that nobody has was reached")
+	}
+	told := await(t, events, "a word about it").Message
+	if i := strings.IndexFunc(told, func(r rune) bool { return !unicode.IsPrint(r) }); i >= 0 || !strings.Contains(told, ".fwd:80") {
+		t.Errorf("told is %q", told)
+	}
 }
