@@ -15,7 +15,7 @@ import (
 // A Local is where an entry accepts connections. Its text form is one of
 //
 //	2222             port on this machine alone, printed as 127.0.0.1:2222; 0: any free one
-//	addr:2222        port on one address; 0.0.0.0:2222 on all of them
+//	addr:2222        port on one address; 0.0.0.0:2222 on all of IPv4, [::]:2222 of IPv6 too
 //	8000-8010        eleven ports, addr:8000-8010 too
 //	2222/udp         for UDP alone, where a service has both
 //	unix:/path       unix socket, which only this user may open
@@ -169,7 +169,7 @@ func (l Local) Listen() (net.Listener, error) {
 	var err error
 	switch l.network {
 	case "tcp":
-		ln, err = net.Listen("tcp", l.address)
+		ln, err = net.Listen(l.family(), l.address)
 	case "unix":
 		ln, err = listenUnix(l.address)
 	default:
@@ -184,15 +184,20 @@ func (l Local) Listen() (net.Listener, error) {
 // ListenUDP opens a local address, which is no range, for datagrams. The error is a *ListenError.
 func (l Local) ListenUDP() (*net.UDPConn, error) {
 	l = l.ForUDP()
-	network := "udp"
-	if addr, err := netip.ParseAddrPort(l.address); err == nil && addr.Addr().Is4() {
-		network = "udp4" // else 0.0.0.0 would be [::] too
-	}
-	c, err := net.ListenPacket(network, l.address)
+	c, err := net.ListenPacket(l.family(), l.address)
 	if err != nil {
 		return nil, &ListenError{Local: l, Hint: l.listenHint(err), Err: err}
 	}
 	return c.(*net.UDPConn), nil
+}
+
+// family is the network that net's functions take, which to them is [::] where an address is 0.0.0.0: what was asked for
+// is told, and is the same for TCP and UDP.
+func (l Local) family() string {
+	if addr, err := netip.ParseAddrPort(l.address); err == nil && addr.Addr().Is4() {
+		return l.network + "4"
+	}
+	return l.network
 }
 
 func (l Local) listenHint(err error) string {
@@ -203,7 +208,7 @@ func (l Local) listenHint(err error) string {
 	case errors.Is(err, os.ErrPermission) && port && l.Port() < 1024:
 		return "ports below 1024 need privileges; name one from 1024 up, for example " + strconv.Itoa(l.Port()+8000)
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		return "this machine does not have that address; 0.0.0.0 means all it has"
+		return "this machine does not have that address; 0.0.0.0 means all it has, [::] those of IPv6 too"
 	case errors.Is(err, os.ErrNotExist):
 		return "make the socket's folder first"
 	}

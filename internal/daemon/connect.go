@@ -26,6 +26,7 @@ import (
 type forwarding struct {
 	word            string                  // as the person wrote it
 	service         string                  // on its machine
+	asked           string                  // the local address as it was asked for; empty: any free port
 	far             atomic.Pointer[peer.ID] // see peer
 	local, localUDP string                  // where it listens, as told; under Daemon.mu
 	kind            node.PathKind           // under Daemon.mu: changeForward
@@ -67,6 +68,9 @@ func (d *Daemon) connect(ctx context.Context, req ConnectRequest, from string, e
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	f := &forwarding{word: req.Name, service: service, kind: kind, from: from, wish: connectWish(req, from).key, tell: req.Tell, end: end, ended: make(chan struct{})}
+	if local.Port() != 0 {
+		f.asked = local.String()
+	}
 	f.far.Store(&p)
 	// Held before the listener is: the way is being built while the person types.
 	f.release = d.node.Hold(p, kind)
@@ -420,17 +424,17 @@ func (d *Daemon) addForward(f *forwarding) {
 	d.follow(f) // what came between its look-up and this
 }
 
-// changeForward has the forwards of a service go by another kind of path. Their
-// connections move to it.
-func (d *Daemon) changeForward(was string, req ConnectRequest) error {
-	kind, err := node.ParsePathKind(req.Path)
+// changeForward has a wish's forward go by another kind of path. Its connections move
+// to it.
+func (d *Daemon) changeForward(w wish) error {
+	kind, err := node.ParsePathKind(w.connect.Path)
 	if err != nil {
 		return usage("auto, direct or relay", "%v", err)
 	}
 	var f *forwarding
 	d.mu.Lock()
 	for have := range d.forwards {
-		if have.word == was && have.from != fromCommand && (req.Local == "" || slices.ContainsFunc(have.ends(), func(e end) bool { return sameLocal(e.local, req.Local) })) {
+		if have.wish == w.key && have.from != fromCommand {
 			f = have
 		}
 	}
@@ -446,11 +450,6 @@ func (d *Daemon) changeForward(was string, req ConnectRequest) error {
 	d.sessions.Renew(f.peer())
 	d.datagrams.Renew(f.peer())
 	return nil
-}
-
-func sameLocal(have, word string) bool {
-	local, err := forward.ParseLocal(word)
-	return err == nil && (local.String() == have || local.ForUDP().String() == have || local.Port() == 0 && local.Network() == "tcp")
 }
 
 // isMachine: is word a machine's name on the roster?
@@ -496,7 +495,8 @@ func (d *Daemon) disconnect(ctx context.Context, req DisconnectRequest, emit fun
 
 // means: does the word that disconnect was given mean f? Under Daemon.mu.
 func (f *forwarding) means(word string) bool {
-	return slices.ContainsFunc(f.ends(), func(e end) bool { return meansLocal(word, e.local, f.word) })
+	return f.asked != "" && meansLocal(word, f.asked, f.word) ||
+		slices.ContainsFunc(f.ends(), func(e end) bool { return meansLocal(word, e.local, f.word) })
 }
 
 // keptAt are the keys of the kept wishes among the forwards and SOCKS entries that word means.

@@ -260,6 +260,63 @@ func TestAChangeOfAWishThatIsBeingTriedIsNotLost(t *testing.T) {
 	close(changed)
 }
 
+// Each of a service's forwards is known by the words of the file, however its address is told.
+func TestReloadChangesThePathOfTheForwardThatIsMeant(t *testing.T) {
+	_, first := newRelay(t)
+	nas := newMachine(t)
+	nas.must(JoinRequest{Invite: first, As: "nas-box"})
+	nas.hold(ExposeRequest{Target: echo(t, "tcp", "127.0.0.1:0"), Name: "web"}, "exposed")
+	home := newHome(t)
+	all, here := "0.0.0.0:"+freePort(t), "localhost:"+freePort(t)
+	file := func(paths ...any) {
+		connect := "[[connect]]\nservice = 'web'\npath = %q\n"
+		write(t, home.Config, connect+connect+"local = '"+all+"'\n"+connect+"local = '"+here+"'\n", paths...)
+	}
+	file("direct", "direct", "direct")
+	laptop := newUp(t, home, UpRequest{Invite: nas.invite()})
+	for _, paths := range [][]any{{"direct", "relay", "direct"}, {"direct", "direct", "relay"}, {"relay", "direct", "direct"}} {
+		eventually(t, "all are up", func() bool {
+			wishes := laptop.status().Wishes
+			return len(wishes) == 3 && !slices.ContainsFunc(wishes, func(w WishStatus) bool { return w.State != stateUp })
+		})
+		file(paths...)
+		laptop.reload()
+		eventually(t, fmt.Sprintf("the paths are %v", paths), func() bool {
+			kinds := slices.Clone(paths)
+			for _, f := range laptop.status().Forwards {
+				if f.Local == "" || f.Path == nil {
+					return false
+				}
+				i := 0
+				switch port(t, f.Local) {
+				case port(t, all):
+					i = 1
+				case port(t, here):
+					i = 2
+				}
+				kinds[i] = f.Path.Kind
+			}
+			return slices.Equal(kinds, paths)
+		})
+	}
+	for _, f := range laptop.status().Forwards {
+		if port(t, f.Local) == port(t, all) && f.Local != all {
+			t.Errorf("asked for %s, it listens at %s", all, f.Local)
+		}
+	}
+	for _, word := range []string{all, here} {
+		laptop.must(DisconnectRequest{Local: word})
+	}
+	command, _ := laptop.hold(ConnectRequest{Name: "web", Local: here}, "listening")
+	if command.Local == here {
+		t.Fatalf("it is told as asked for: %s", here)
+	}
+	laptop.must(DisconnectRequest{Local: here})
+	if left := laptop.status().Forwards; len(left) != 1 {
+		t.Errorf("left is %+v", left)
+	}
+}
+
 func TestAFolderThatComesLaterIsWatched(t *testing.T) {
 	_, first := newRelay(t)
 	home := newHome(t)

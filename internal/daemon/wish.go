@@ -87,7 +87,7 @@ func (w wish) alter(d *Daemon) error {
 	case w.expose != nil:
 		return d.changeService(*w.expose)
 	case w.connect != nil:
-		return d.changeForward(w.connect.Name, *w.connect)
+		return d.changeForward(w)
 	}
 	return nil
 }
