@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -263,16 +264,20 @@ func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
 }
 
 // hostIsLoopback refuses requests for other hosts where addr is loopback's: a
-// web page whose name was made to point here (DNS rebinding) sends its own.
+// web page whose name was made to point here (DNS rebinding) sends its own. The
+// port may be another: a forward's, at whose end we are.
 func hostIsLoopback(addr net.Addr, h http.Handler) http.Handler {
 	tcp, ok := addr.(*net.TCPAddr)
 	if !ok || !tcp.IP.IsLoopback() {
 		return h
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		host, port, err := net.SplitHostPort(r.Host)
+		host, _, err := net.SplitHostPort(r.Host)
+		if err != nil { // port 80
+			host = strings.Trim(r.Host, "[]")
+		}
 		ip := net.ParseIP(host)
-		if err != nil || port != strconv.Itoa(tcp.Port) || host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		if host != "localhost" && (ip == nil || !ip.IsLoopback()) {
 			http.Error(w, "this address is for 127.0.0.1 and localhost", http.StatusMisdirectedRequest)
 			return
 		}

@@ -116,7 +116,12 @@ func TestAScrapeTellsWhatTheRelayAndItsSessionsDo(t *testing.T) {
 // A web page cannot read the metrics by having its own name point to loopback.
 func TestMetricsOnLoopbackAnswerNoOtherHost(t *testing.T) {
 	_, _, addr := newMeteredRelay(t)
-	for host, want := range map[string]int{addr: 200, "localhost" + addr[strings.IndexByte(addr, ':'):]: 200, "evil.example" + addr[strings.IndexByte(addr, ':'):]: 421, "evil.example": 421} {
+	for host, want := range map[string]int{
+		addr: 200, "localhost" + addr[strings.IndexByte(addr, ':'):]: 200,
+		"localhost:1": 200, "[::1]:1": 200, // a forward's port
+		"localhost": 200, "127.0.0.1": 200, "[::1]": 200, // port 80
+		"evil.example" + addr[strings.IndexByte(addr, ':'):]: 421, "evil.example": 421, "localhost.evil.example": 421, "192.0.2.1:80": 421, ":1": 421,
+	} {
 		request, _ := http.NewRequest("GET", "http://"+addr+"/metrics", nil)
 		request.Host = host
 		answer, err := http.DefaultClient.Do(request)
