@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"text/tabwriter"
+	"unicode"
 	"unicode/utf8"
 
 	"golang.org/x/term"
@@ -27,6 +28,8 @@ import (
 //   - Colour marks the word "error" and, in status, what is well and what is not;
 //     only on a terminal, and not with NO_COLOR; it says nothing that the words do
 //     not. Nothing asks a question unless stdin and stderr are terminals.
+//   - Words of others, such as what a program asks of fwd socks, are words alone:
+//     a terminal would obey what else is in them.
 
 // An output is where a run prints. Its methods may be called from any goroutine.
 type output struct {
@@ -59,11 +62,26 @@ func newOutput(stdout, stderr *os.File) *output {
 
 // answer prints a line of the answer.
 func (o *output) answer(format string, args ...any) {
+	o.painted(plainly(fmt.Sprintf(format, args...)))
+}
+
+// painted is answer for text whose escape sequences are our own.
+func (o *output) painted(text string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.clearLocked()
-	o.writeLocked(fmt.Sprintf(format, args...) + "\n")
+	o.writeLocked(text + "\n")
 	o.redrawLocked()
+}
+
+// plainly is text without what a terminal would obey or turn round.
+func plainly(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r != '\n' && r != '\t' && unicode.In(r, unicode.Cc, unicode.Cf) {
+			return -1
+		}
+		return r
+	}, text)
 }
 
 // object prints v as a line of JSON.
@@ -92,7 +110,7 @@ func (o *output) story(format string, args ...any) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.clearLocked()
-	fmt.Fprintf(o.stderr, format+"\n", args...)
+	fmt.Fprintln(o.stderr, plainly(fmt.Sprintf(format, args...)))
 	o.redrawLocked()
 }
 
@@ -101,6 +119,7 @@ func (o *output) stage(text string) {
 	if o.json {
 		return
 	}
+	text = plainly(text)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if text == o.progress {
@@ -188,7 +207,7 @@ func (o *output) failure(f *daemon.Failure) {
 }
 
 // oneLine keeps a message that a library broke into lines on one.
-func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+func oneLine(s string) string { return plainly(strings.Join(strings.Fields(s), " ")) }
 
 // tableWidth is how wide table makes the rows.
 func tableWidth(rows [][]string) (width int) {

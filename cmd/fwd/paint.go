@@ -43,6 +43,8 @@ func (p painter) section(b *strings.Builder, title string, rows [][]cell) {
 	var width []int
 	for _, r := range rows {
 		for i, c := range r {
+			c.text = plainly(c.text)
+			r[i] = c
 			if i == len(width) {
 				width = append(width, 0)
 			}

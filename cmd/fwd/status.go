@@ -36,9 +36,9 @@ with the path it goes by and, if that is a relay, why.
 			case req.Watch && a.out.answersThere:
 				view.draw(text)
 			case req.Watch:
-				a.out.answer("%s", text) // an empty line between snapshots
+				a.out.painted(text) // an empty line between snapshots
 			default:
-				a.out.answer("%s", strings.TrimSuffix(text, "\n"))
+				a.out.painted(strings.TrimSuffix(text, "\n"))
 			}
 		})
 		if a.out.json && req.Watch {
@@ -110,7 +110,7 @@ func (p painter) statusHead(b *strings.Builder, s *daemon.Status) {
 	fmt.Fprintf(b, "%s %s\n", p.paint(faint, "peer   "), s.Peer)
 	fmt.Fprintf(b, "%s %s\n", p.paint(faint, "nat    "), natWords(s.NAT))
 	for _, w := range s.Warnings {
-		fmt.Fprintf(b, "%s %s\n", p.paint(bad, "warning"), w)
+		fmt.Fprintf(b, "%s %s\n", p.paint(bad, "warning"), plainly(w))
 	}
 }
 
