@@ -479,13 +479,13 @@ func (d *Daemon) disconnect(ctx context.Context, req DisconnectRequest, emit fun
 	if err != nil {
 		return err
 	}
-	ended := d.endForward(req.Local)
-	if ended == nil && !stood {
+	ended := d.endForwards(req.Local)
+	if len(ended) == 0 && !stood {
 		return fail(ExitUnknownName, "unknown-name", "see what is: fwd status", "nothing is connected at %q", req.Local)
 	}
-	if ended != nil {
+	for _, e := range ended {
 		select {
-		case <-ended:
+		case <-e:
 		case <-ctx.Done():
 		}
 	}
@@ -516,23 +516,23 @@ func (d *Daemon) keptAt(word string) (keys []string) {
 	return keys
 }
 
-// endForward ends the forward or SOCKS entry that word means; nil: there is none.
-func (d *Daemon) endForward(word string) (ended <-chan struct{}) {
+// endForwards ends the forwards and SOCKS entries that word means: a service's name means each of its forwards.
+func (d *Daemon) endForwards(word string) (ended []<-chan struct{}) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for f := range d.forwards {
 		if f.means(word) {
 			f.end(errWishEnded)
-			return f.ended
+			ended = append(ended, f.ended)
 		}
 	}
 	for s := range d.socks {
 		if meansLocal(word, s.local, socksNames) {
 			s.end(errWishEnded)
-			return s.ended
+			ended = append(ended, s.ended)
 		}
 	}
-	return nil
+	return ended
 }
 
 // localName is a listener as a person writes it, with the port it really got.

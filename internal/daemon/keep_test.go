@@ -59,6 +59,7 @@ func TestDisconnectTakesBackWhatFwdUpKeeps(t *testing.T) {
 func TestDisconnectTakesBackWhatACommandKeeps(t *testing.T) {
 	relay, first := newRelay(t)
 	relay.hold(ExposeRequest{Target: echo(t, "tcp", "127.0.0.1:0"), Name: "web"}, "exposed")
+	relay.hold(ExposeRequest{Target: echo(t, "tcp", "127.0.0.1:0"), Name: "other"}, "exposed")
 	laptop := newMachine(t)
 	laptop.must(JoinRequest{Invite: first})
 	kept := func(e Event) bool { return strings.HasPrefix(e.Message, "kept; ") }
@@ -77,6 +78,14 @@ func TestDisconnectTakesBackWhatACommandKeeps(t *testing.T) {
 	laptop.holdFor(ConnectRequest{Name: "web", Keep: true}, "progress", kept)
 	other, _ := laptop.hold(ConnectRequest{Name: "web", Local: "0"}, "listening")
 	laptop.must(DisconnectRequest{Local: port(t, other.Local)})
+
+	// A service's name means all its forwards that are there.
+	laptop.hold(ConnectRequest{Name: "other", Local: "0"}, "listening")
+	laptop.hold(ConnectRequest{Name: "other", Local: "0"}, "listening")
+	laptop.must(DisconnectRequest{Local: "other"})
+	if left := laptop.status().Forwards; len(left) != 1 || left[0].Service != "web" {
+		t.Errorf("without those of the other service there is %+v", left)
+	}
 
 	laptop.must(StopRequest{})
 	if err := AwaitEnd(t.Context(), laptop.home); err != nil {
