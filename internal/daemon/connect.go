@@ -90,11 +90,11 @@ func (d *Daemon) connect(ctx context.Context, req ConnectRequest, from string, e
 // tellSessions has the person at the forward told why its connections end at once, and who asked for it of each one.
 func (d *Daemon) tellSessions(f *forwarding, emit func(Event)) func(net.Conn, forward.Conn) func(int64, int64, error) {
 	refused := d.refusalTeller(f, emit)
-	ended := func(_, _ int64, err error) { refused(err) }
+	onlyRefused := func(_, _ int64, err error) { refused(err) }
 	return func(_ net.Conn, far forward.Conn) func(int64, int64, error) {
 		s, ok := far.(*session.Conn)
 		if !ok || !f.tell {
-			return ended
+			return onlyRefused
 		}
 		closed := d.tellSession(s, f.word, emit)
 		return func(_, _ int64, err error) {
@@ -169,10 +169,10 @@ func (d *Daemon) connectStdio(ctx context.Context, f *forwarding, req ConnectReq
 		forward.Reset(conn)
 	})
 	defer stop()
-	end := &explained{framed: framed{Conn: local, r: stream.r}, gone: func() { f.end(errClientGone) }}
-	_, _, err = forward.Copy(end, conn)
+	client := &explained{framed: framed{Conn: local, r: stream.r}, gone: func() { f.end(errClientGone) }}
+	_, _, err = forward.Copy(client, conn)
 	if errors.As(err, &refused) {
-		end.fail(d.refusal(f, refused))
+		client.fail(d.refusal(f, refused))
 	} else if err != nil {
 		local.Close()
 	}
@@ -496,7 +496,7 @@ func (d *Daemon) disconnect(ctx context.Context, req DisconnectRequest, emit fun
 // means: does the word that disconnect was given mean f? Under Daemon.mu.
 func (f *forwarding) means(word string) bool {
 	return f.asked != "" && meansLocal(word, f.asked, f.word) ||
-		slices.ContainsFunc(f.ends(), func(e end) bool { return meansLocal(word, e.local, f.word) })
+		slices.ContainsFunc(f.localEnds(), func(e localEnd) bool { return meansLocal(word, e.local, f.word) })
 }
 
 // keptAt are the keys of the kept wishes among the forwards and SOCKS entries that word means.

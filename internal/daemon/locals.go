@@ -15,28 +15,28 @@ import (
 // listens for both at one address. What a service is its machine says; while that is offline, what it was when last
 // met counts, and TCP if it never was. The first contact corrects it.
 
-// An end is one local end, as status and disconnect know it.
-type end struct {
+// A localEnd is one of them, as status and disconnect know it.
+type localEnd struct {
 	local string // with "/udp" behind it for datagrams; empty: standard input and output
 	udp   bool
 }
 
-// ends are the forward's, under Daemon.mu.
-func (f *forwarding) ends() []end {
-	var list []end
+// localEnds are the forward's, under Daemon.mu.
+func (f *forwarding) localEnds() []localEnd {
+	var list []localEnd
 	if f.local != "" || f.localUDP == "" {
-		list = append(list, end{f.local, false})
+		list = append(list, localEnd{f.local, false})
 	}
 	if f.localUDP != "" {
-		list = append(list, end{f.localUDP, true})
+		list = append(list, localEnd{f.localUDP, true})
 	}
 	return list
 }
 
-func (d *Daemon) endsOf(f *forwarding) []end {
+func (d *Daemon) localEndsOf(f *forwarding) []localEnd {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return f.ends()
+	return f.localEnds()
 }
 
 // connecting is a forward's local ends while they serve.
@@ -228,43 +228,61 @@ func (c *connecting) serveUDP(conns []*net.UDPConn) {
 // serve runs one end and tells of it; false: the forward is over.
 func (c *connecting) serve(local string, udp bool, run func(context.Context) error) bool {
 	ctx, stop := context.WithCancel(c.ctx)
-	set := func(stop func(), local string) {
-		c.mu.Lock()
-		if c.address == "" {
-			c.address = withoutUDP(local)
-		}
-		if udp {
-			c.udp = stop
-		} else {
-			c.tcp = stop
-		}
-		c.mu.Unlock()
-		c.d.mu.Lock()
-		defer c.d.mu.Unlock()
-		if udp {
-			c.f.localUDP = local
-		} else {
-			c.f.local = local
-		}
-	}
-	set(stop, local)
-	c.mu.Lock()
-	port := c.port
-	c.mu.Unlock()
+	port := c.begins(local, udp, stop)
 	c.emit(Event{Event: "listening", Service: c.f.word, Machine: c.d.nameOf(c.f.peer()), Peer: c.f.peer().String(), Local: local, Port: port})
 	started := c.start(func() {
 		defer stop()
 		if err := run(ctx); err != nil && ctx.Err() == nil {
 			c.f.end(err)
 		}
-		if c.ctx.Err() == nil {
-			set(nil, "")
+		if c.ctx.Err() == nil { // else the forward goes as a whole
+			c.ends(udp)
 		}
 	})
 	if !started {
 		stop()
 	}
 	return started
+}
+
+// begins notes that an end serves, and what stops it; port is the target's.
+func (c *connecting) begins(local string, udp bool, stop func()) (port int) {
+	c.d.tellLocal(c.f, local, udp)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.address == "" {
+		c.address = withoutUDP(local)
+	}
+	c.setStop(udp, stop)
+	return c.port
+}
+
+// ends notes that it serves no more.
+func (c *connecting) ends(udp bool) {
+	c.d.tellLocal(c.f, "", udp)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.setStop(udp, nil)
+}
+
+// setStop is under c.mu.
+func (c *connecting) setStop(udp bool, stop func()) {
+	if udp {
+		c.udp = stop
+	} else {
+		c.tcp = stop
+	}
+}
+
+// tellLocal has status know where an end of f listens; empty: nowhere.
+func (d *Daemon) tellLocal(f *forwarding, local string, udp bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if udp {
+		f.localUDP = local
+	} else {
+		f.local = local
+	}
 }
 
 // listen opens the local ends. Without an address asked for it is the one of last time, else the target's own port if it

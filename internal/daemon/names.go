@@ -40,7 +40,7 @@ func (d *Daemon) names(emit func(Event)) error {
 		n.Exposed = append(n.Exposed, svc.name)
 	}
 	for f := range d.forwards {
-		for _, end := range f.ends() {
+		for _, end := range f.localEnds() {
 			if end.local != "" {
 				n.Locals = append(n.Locals, end.local)
 			}

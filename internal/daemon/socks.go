@@ -139,22 +139,25 @@ func (s *socks) find(ctx context.Context, host string, port int) (service string
 		return "", "", err
 	}
 	machine, isMachine := roster.ByName(name)
-	named, owner, unknown := roster.Resolve(name)
-	if unknown == nil && strings.Contains(name, ".") {
+	named, owner, err := roster.Resolve(name)
+	isService := err == nil
+	isLong := isService && strings.Contains(name, ".")
+	isElsewhere := isService && owner != machine.Peer
+	switch {
+	case isLong:
 		return s.findLong(ctx, name, named, owner)
-	}
-	if !isMachine || unknown == nil && owner != machine.Peer {
+	case !isMachine, isElsewhere:
 		return s.d.resolve(ctx, name)
 	}
 	// The machine's own word says what its ports are.
 	offered, err := s.d.askServices(ctx, machine.Peer)
 	for _, o := range offered {
-		if int(o.Port) <= port && port <= max(int(o.Port), int(o.Last)) && !o.UDP && (o.Name == named || service == "") {
+		if !o.UDP && portsOf(o).has(port) && (o.Name == named || service == "") {
 			service = o.Name
 		}
 	}
 	switch {
-	case service == "" && unknown == nil:
+	case service == "" && isService:
 		return s.d.resolve(ctx, name)
 	case err != nil:
 		return "", "", s.d.unreachable(machine.Name, err)
@@ -195,11 +198,15 @@ type portRange struct{ first, last int }
 
 func (r portRange) has(port int) bool { return r.first <= port && port <= r.last }
 
+func portsOf(s identity.ServiceInfo) portRange {
+	return portRange{int(s.Port), max(int(s.Port), int(s.Last))}
+}
+
 // rangeOf picks a service's ports out of what its machine exposes.
 func rangeOf(services []identity.ServiceInfo, name string) (r portRange, ok bool) {
 	for _, s := range services {
 		if s.Name == name && !s.UDP {
-			return portRange{int(s.Port), max(int(s.Port), int(s.Last))}, true
+			return portsOf(s), true
 		}
 	}
 	return portRange{}, false

@@ -88,7 +88,7 @@ func (d *Daemon) status() Status {
 	d.mu.Unlock()
 	for _, f := range forwards {
 		inUse[f.peer()] = true
-		for _, end := range d.endsOf(f) {
+		for _, end := range d.localEndsOf(f) {
 			key := serviceKey(f.service, end.udp)
 			row := ForwardStatus{Service: f.word, Machine: d.nameOf(f.peer()), Peer: f.peer().String(), Local: end.local,
 				Sessions: sessionsOf["entry"+string(f.peer())+key], From: f.from, Rate: d.traffic.rate(f.peer(), key, "entry")}
