@@ -54,8 +54,9 @@ const (
 )
 
 // hold has the daemon carry out a request that lasts, and repeats it with a new one
-// when the daemon dies. next gives the request, again each time, so that a repetition
-// can ask for what the first one got.
+// when the daemon dies: it starts that itself, or waits until the machine's service
+// has. next gives the request, again each time, so that a repetition can ask for what
+// the first one got.
 func (a *app) hold(ctx context.Context, next func() any, on func(daemon.Event)) error {
 	pause := firstRetry
 	for {
@@ -67,7 +68,14 @@ func (a *app) hold(ctx context.Context, next func() any, on func(daemon.Event)) 
 		if time.Since(began) > steadyAfter {
 			pause = firstRetry
 		}
-		a.out.story("the fwd daemon went away; starting it again")
+		if a.home.System {
+			a.out.story("the machine's fwd service went away; waiting for it")
+			if err := daemon.AwaitService(ctx, a.home); err != nil {
+				return err
+			}
+		} else {
+			a.out.story("the fwd daemon went away; starting it again")
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()

@@ -88,6 +88,32 @@ func reach(ctx context.Context, home Home) (*Client, error) {
 	return c, nil
 }
 
+// AwaitService waits until the machine's service, whose daemon went away, has started it
+// again. The error is why it did not answer, for as long as a restart may take.
+func AwaitService(ctx context.Context, home Home) error {
+	until := time.After(serviceRestart)
+	for {
+		c, err := Dial(ctx, home)
+		if err == nil {
+			c.Close()
+		}
+		if !errors.Is(err, ErrNoDaemon) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-until:
+			return err
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// serviceRestart is how long a service that ended may take to be there again: its manager
+// pauses for seconds, and a small board needs as many to start it.
+const serviceRestart = 30 * time.Second
+
 // greetTimeout is how long a daemon may take to greet: it does so from its
 // accept loop, so even a machine under load does it in milliseconds.
 const greetTimeout = 5 * time.Second

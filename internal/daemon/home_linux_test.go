@@ -1,6 +1,8 @@
 package daemon
 
 import (
+	"encoding/json"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -61,6 +63,45 @@ func TestTheMachinesHomeIsMeantWhileItsServiceIsStopped(t *testing.T) {
 	write(t, user.file("identity.key"), "")
 	if got := FindHome(); got != user {
 		t.Errorf("with an identity of one's own the home is %v", got)
+	}
+}
+
+// A command that lasts waits for the service to come back, as it starts a daemon of its own again.
+func TestAServiceThatStartsAgainIsWaitedFor(t *testing.T) {
+	home := machinesHome(t)
+	waited := make(chan error, 1)
+	go func() { waited <- AwaitService(t.Context(), home) }() // ends with the service's answer
+	if err := os.MkdirAll(filepath.Dir(systemSocket), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	// Of one that is just ending nobody is greeted.
+	socket := func() net.Listener {
+		l, err := net.Listen("unix", systemSocket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	ending := socket()
+	c, err := ending.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ending.Close()
+	c.Close()
+	l := socket()
+	defer l.Close()
+	go func() { // ends with the listener
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			json.NewEncoder(c).Encode(Greeting{API: APIVersion, Version: Version()})
+		}
+	}()
+	if err := await(t, waited, "the service"); err != nil {
+		t.Error(err)
 	}
 }
 
