@@ -183,10 +183,13 @@ func (d *Daemon) placeOf(ctx context.Context, p peer.ID, service string, port in
 			return 0, exposesNo(d.nameOf(p), service)
 		}
 	}
-	if !r.has(port) {
-		return 0, nil // the first
+	switch {
+	case r.has(port):
+		return port - r.first, nil
+	case r.first == r.last, port == 80, port == 443: // what an address without a port means
+		return 0, nil
 	}
-	return port - r.first, nil
+	return 0, fmt.Errorf("%w: %s on %s has the ports %d to %d, and not %d", forward.ErrNothingThere, service, d.nameOf(p), r.first, r.last, port)
 }
 
 // rangeLasts is how long what a machine told of its services is right for sure: as long as a browser takes for a page
