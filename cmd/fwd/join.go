@@ -71,8 +71,11 @@ fwd join --at 203.0.113.20:4001     # the relay has moved`,
 func (a *app) joinAsking(ctx context.Context, req daemon.JoinRequest) error {
 	if a.mayPrompt() {
 		err := a.join(ctx, req) // a machine that belongs somewhere says so
-		if err == nil || daemon.FailureOf(err).Exit != daemon.ExitUsage {
+		switch f := daemon.FailureOf(err); {
+		case err == nil, f.Exit != daemon.ExitUsage && f.Code != daemon.CodeRevoked:
 			return err
+		case f.Code == daemon.CodeRevoked:
+			a.out.story("%s", f.What)
 		}
 		req.Invite, err = a.prompt(ctx, "invite: ")
 		if err != nil {

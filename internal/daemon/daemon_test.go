@@ -363,8 +363,13 @@ func TestTheOwnersWordEndsWhatARevokedMachineWishes(t *testing.T) {
 	relay.must(RevokeRequest{Peer: "phone"})
 	eventually(t, "refusal of a new connect", func() bool {
 		_, err := phone.call(ConnectRequest{Name: "nas", Local: "127.0.0.1:0", Timeout: time.Second})
-		return failureOf(err).Code == "revoked" && failureOf(err).Exit == ExitRefused
+		return failureOf(err).Code == CodeRevoked && failureOf(err).Exit == ExitRefused
 	})
+	if _, err := phone.call(JoinRequest{}); failureOf(err).Code != CodeRevoked {
+		t.Errorf("asked whether it belongs: %v", err)
+	}
+	phone.must(JoinRequest{Invite: relay.invite()})
+	phone.must(JoinRequest{})
 }
 
 // Another exchange with the owner may end before the answer to the wish is there.

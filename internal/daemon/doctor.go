@@ -58,6 +58,8 @@ func (d *Daemon) doctor(ctx context.Context, req DoctorRequest, emit func(Event)
 	}
 	if s := d.book.Current(); s != nil {
 		m.Network = s.Name
+		_, err := d.belongs()
+		m.Revoked = err != nil
 	}
 	for _, a := range d.node.ListenAddrs() {
 		if transport, _, port, ok := splitAddr(a); ok {

@@ -25,7 +25,7 @@ type HandOnRequest struct {
 func (d *Daemon) handOver(ctx context.Context, req HandOverRequest, emit func(Event)) error {
 	s, err := d.belongs()
 	if errors.Is(err, errExpelled) {
-		return fail(ExitRefused, "revoked", "where its services are used: fwd trust NAME",
+		return fail(ExitRefused, CodeRevoked, "where its services are used: fwd trust NAME",
 			"this machine is off the roster, and nobody takes its word any more")
 	} else if err != nil {
 		return err

@@ -37,6 +37,9 @@ func (d *Daemon) join(ctx context.Context, req JoinRequest, emit func(Event)) er
 		if s == nil {
 			return usage("fwd invite, on the network's owner or an admin, prints one", "no invite given")
 		}
+		if _, err := d.belongs(); err != nil {
+			return err
+		}
 		return d.joined(emit, true)
 	}
 	invite, err := identity.ParseInvite(req.Invite)

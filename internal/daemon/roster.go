@@ -379,11 +379,14 @@ func (d *Daemon) enforce() {
 	}
 }
 
+// CodeRevoked: the owner has taken this machine off the roster.
+const CodeRevoked = "revoked"
+
 var (
 	errBusy     = errors.New("too many at once")
 	errRevoked  = errors.New("no longer allowed")
 	errGone     = errors.New("this machine is not on the roster any more")
-	errExpelled = fail(ExitRefused, "revoked", "ask for a new invite (fwd invite, there), then: fwd leave, fwd join",
+	errExpelled = fail(ExitRefused, CodeRevoked, "ask for a new invite (fwd invite, there): fwd join --file FILE",
 		"the network's owner has taken this machine off the roster")
 	errNoNetwork = fail(ExitUsage, "no-network", "fwd join INVITE, or make a network: fwd relay (on a VPS), fwd expose (on a LAN)",
 		"this machine belongs to no network yet")

@@ -84,6 +84,7 @@ type Seen struct {
 // Machine is what is examined. Functions may be called from several goroutines.
 type Machine struct {
 	Network string // the network's name; "": none joined
+	Revoked bool   // its owner has taken this machine off the roster
 	Relays  []Relay
 	Probe   func(context.Context, Relay, Addr) (Seen, error) // a new connection to that address alone, at its IP
 	Lookup  func(ctx context.Context, host string) ([]netip.Addr, error)
@@ -251,6 +252,8 @@ func (e *examination) network() []Check {
 	switch {
 	case e.m.Network == "":
 		return []Check{{ID: "network", Level: Wrong, What: "this machine is in no network", Mend: "fwd join, with an invite from \"fwd invite\" on a machine that is"}}
+	case e.m.Revoked:
+		return []Check{{ID: "network", Level: Wrong, What: "the owner of " + quote(e.m.Network) + " has taken this machine off the roster", Mend: "fwd join, with a new invite from there"}}
 	case len(e.m.Relays) == 0 && e.m.Relay:
 		return []Check{{ID: "network", Level: OK, What: "the only relay of " + quote(e.m.Network)}}
 	case len(e.m.Relays) == 0:

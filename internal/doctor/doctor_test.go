@@ -103,6 +103,7 @@ func TestEachTroubleIsNamedWithItsMend(t *testing.T) {
 		level      Level
 		what, mend string
 	}{
+		{"revoked", func(m *Machine) { m.Revoked = true }, "network", Wrong, "off the roster", "fwd join"},
 		{"no network", func(m *Machine) { m.Network, m.Relays = "", nil }, "network", Wrong, "no network", "fwd join"},
 		{"no relay", func(m *Machine) { m.Relays = nil }, "network", Hint, "no relay", "fwd relay"},
 		{"no relay but itself", func(m *Machine) { m.Relays, m.Relay = nil, true }, "network", OK, "the only relay", ""},
