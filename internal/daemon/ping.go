@@ -45,8 +45,11 @@ func (d *Daemon) ping(ctx context.Context, req PingRequest, emit func(Event)) er
 		return d.unreachable(d.nameOf(p), err)
 	}
 	for seq := 1; ; seq++ {
-		once, cancel := context.WithTimeout(ctx, pongTimeout)
-		path, err := d.node.Ping(once, p)
+		late, cancel := first, func() {}
+		if seq > 1 {
+			late, cancel = context.WithTimeout(ctx, pongTimeout)
+		}
+		path, err := pong(late, d.node, p)
 		cancel()
 		switch {
 		case ctx.Err() != nil:
@@ -71,6 +74,28 @@ func (d *Daemon) ping(ctx context.Context, req PingRequest, emit func(Event)) er
 		case <-time.After(pingEvery):
 		}
 	}
+}
+
+// pong is an answer to a ping. That the path changed under it says nothing of the machine: it is asked again until ctx
+// ends.
+func pong(ctx context.Context, by pinger, p peer.ID) (node.Path, error) {
+	for {
+		once, cancel := context.WithTimeout(ctx, pongTimeout)
+		path, err := by.Ping(once, p)
+		cancel()
+		if !errors.Is(err, node.ErrPathChanged) || ctx.Err() != nil {
+			return path, err
+		}
+		if by.Connect(ctx, p) != nil { // what it changed to may be no path at all
+			return path, err
+		}
+	}
+}
+
+// pinger is what pong needs of a node.
+type pinger interface {
+	Ping(context.Context, peer.ID) (node.Path, error)
+	Connect(context.Context, peer.ID) error
 }
 
 // pingTarget is the machine that the word means, be it by one of its services.

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -37,6 +38,9 @@ func (n *Node) PathBy(p peer.ID, kind PathKind) (Path, bool) {
 	return path, true
 }
 
+// ErrPathChanged says that a ping came back by what is not the best path any more.
+var ErrPathChanged = errors.New("the path changed meanwhile")
+
 // Ping measures the round trip on p's path now, and returns the path with it.
 func (n *Node) Ping(ctx context.Context, p peer.ID) (Path, error) {
 	c := n.paths.best(p, nil, Auto)
@@ -56,5 +60,5 @@ func (n *Node) Ping(ctx context.Context, p peer.ID) (Path, error) {
 		path.RTT = rtt
 		return path, nil
 	}
-	return Path{}, fmt.Errorf("ping %s: the path changed meanwhile", p)
+	return Path{}, fmt.Errorf("ping %s: %w", p, ErrPathChanged)
 }
