@@ -96,12 +96,15 @@ func (d *Daemon) serveSpeed(s network.Stream) {
 	}
 }
 
+// onlyMembers is told to a guest, and understood by its fwd as final: never to be changed.
+const onlyMembers = "only members may measure"
+
 // refuseSpeed says why not, if so. A guest is here for its services alone.
 func (d *Daemon) refuseSpeed(p peer.ID, ask speedAsk) string {
 	e, ok := d.book.For(p).Entry(p)
 	switch {
 	case !d.member(p) || !ok, e.Caps&(identity.Use|identity.Expose) == 0 || len(e.Only) > 0:
-		return "only members may measure"
+		return onlyMembers
 	case ask.For <= 0 || ask.For > maxSpeedFor:
 		return fmt.Sprintf("it measures for %s at most", maxSpeedFor)
 	}
@@ -187,9 +190,13 @@ func (d *Daemon) speed(ctx context.Context, req SpeedRequest, emit func(Event)) 
 		if kind != node.Auto && kind != k {
 			continue
 		}
-		row := d.speedBy(ctx, p, k, req.For, emit)
-		if ctx.Err() != nil {
+		row, refused := d.speedBy(ctx, p, k, req.For, emit)
+		switch {
+		case ctx.Err() != nil:
 			return ctx.Err()
+		case refused != nil: // by whichever path
+			refused.Hint = "the way and its round trip are told to all: fwd ping " + req.Name
+			return refused
 		}
 		measured = measured || row.Error == ""
 		answer.Paths = append(answer.Paths, row)
@@ -200,12 +207,12 @@ func (d *Daemon) speed(ctx context.Context, req SpeedRequest, emit func(Event)) 
 	return emitResult(emit, "speed", answer)
 }
 
-// speedBy measures one kind of path, if there is one in time.
-func (d *Daemon) speedBy(ctx context.Context, p peer.ID, kind node.PathKind, span time.Duration, emit func(Event)) SpeedPath {
-	row := SpeedPath{Kind: kind.String()}
+// speedBy measures one kind of path, if there is one in time; or p never lets us.
+func (d *Daemon) speedBy(ctx context.Context, p peer.ID, kind node.PathKind, span time.Duration, emit func(Event)) (row SpeedPath, refused *Failure) {
+	row = SpeedPath{Kind: kind.String()}
 	if kind == node.Relay && len(d.relays()) == 0 {
 		row.Error = "the network has no other relay"
-		return row
+		return row, nil
 	}
 	if kind == node.Direct {
 		d.awaitDirect(ctx, p)
@@ -223,9 +230,12 @@ func (d *Daemon) speedBy(ctx context.Context, p peer.ID, kind node.PathKind, spa
 			emit(Event{Event: "progress", Message: fmt.Sprintf("measuring %s %s", kind, word)})
 		})
 		cancel()
+		if errors.As(err, &refused) && refused.Code == "refused" {
+			return row, refused
+		}
 		if err != nil {
 			row.Error = d.whyNot(p, kind, err)
-			return row
+			return row, nil
 		}
 		if up {
 			row.Up = bits
@@ -233,7 +243,7 @@ func (d *Daemon) speedBy(ctx context.Context, p peer.ID, kind node.PathKind, spa
 			row.Down = bits
 		}
 	}
-	return row
+	return row, nil
 }
 
 func (d *Daemon) whyNot(p peer.ID, kind node.PathKind, err error) string {
@@ -285,8 +295,10 @@ func (d *Daemon) measure(ctx context.Context, p peer.ID, kind node.PathKind, ask
 	switch {
 	case err != nil:
 		return 0, fmt.Errorf("%s does not measure (an older fwd?): %w", d.nameOf(p), err)
-	case answer.Refused != "":
+	case answer.Refused == onlyMembers:
 		return 0, fail(ExitRefused, "refused", "", "%s refused: %s", d.nameOf(p), answer.Refused)
+	case answer.Refused != "": // for now
+		return 0, fail(ExitUnreachable, "too-many", "ask again later", "%s refused: %s", d.nameOf(p), answer.Refused)
 	}
 	began()
 	var count speedCount

@@ -60,7 +60,8 @@ func TestSpeedIsForMembersAndBounded(t *testing.T) {
 		}
 	}
 	var f *Failure
-	if _, err := speedOf(t, guest, SpeedRequest{Name: "vps", For: time.Second}); !errors.As(err, &f) || !strings.Contains(f.What, "only members") {
+	if _, err := speedOf(t, guest, SpeedRequest{Name: "vps", For: time.Second}); !errors.As(err, &f) || f.Exit != ExitRefused || f.Code != "refused" ||
+		!strings.Contains(f.What, "only members") || f.Hint != "the way and its round trip are told to all: fwd ping vps" {
 		t.Errorf("a guest: %v", err)
 	}
 	if _, err := speedOf(t, laptop, SpeedRequest{Name: "vps", For: time.Hour}); !errors.As(err, &f) || f.Exit != ExitUsage {
