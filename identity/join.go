@@ -41,8 +41,9 @@ var (
 	// ErrInviteUnknown says that nobody answered for the invite: its network does
 	// not know it (any more), or the answer was not for it.
 	ErrInviteUnknown = errors.New("nobody knows this invite; ask for a new one")
-	// ErrInviteUsed says that an invite let in as many machines as it may.
-	ErrInviteUsed = errors.New("the invite was used already; ask for a new one")
+	// ErrInviteUsed says that an invite let in as many machines as it may, be it that it was cancelled: one code stands for
+	// both.
+	ErrInviteUsed = errors.New("the invite was cancelled or used up; ask for a new one")
 	// ErrInviteExpired says that an invite came too late.
 	ErrInviteExpired = errors.New("the invite has expired; ask for a new one")
 	// ErrInviteRevoked says that this machine was put off the network after it

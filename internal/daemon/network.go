@@ -54,7 +54,7 @@ func (d *Daemon) invite(ctx context.Context, req InviteRequest, emit func(Event)
 			return fmt.Errorf("make an invite: %w", err)
 		}
 		d.welcomes.wake()
-		emit(Event{Event: "invite", Invite: code.String(), Message: inviteStory(opt)})
+		emit(Event{Event: "invite", Invite: code.String(), Message: d.inviteStory(req, opt)})
 		return nil
 	})
 }
@@ -142,14 +142,20 @@ func (d *Daemon) contact(roster *identity.Sealed) (via peer.ID, addrs []multiadd
 	return "", bestAddrs(inviteAddrs, addrs, nil, routedAddrs())
 }
 
-func inviteStory(opt identity.InviteOptions) string {
+func (d *Daemon) inviteStory(req InviteRequest, opt identity.InviteOptions) string {
 	uses := "one machine"
 	if opt.Uses > 1 {
 		uses = fmt.Sprintf("%d machines", opt.Uses)
 	}
 	story := fmt.Sprintf("lets %s in within %s", uses, plainDuration(opt.Expires))
 	if len(opt.Only) > 0 {
-		story += ", as a guest of " + fmt.Sprint(len(opt.Only)) + " service(s)"
+		story += ", as a guest of " + strings.Join(req.Only, " and ")
+	}
+	if opt.For > 0 {
+		story += ", for " + plainDuration(opt.For) + " from then on"
+	}
+	if opt.Replace != "" {
+		story += ", in the place of " + d.nameOf(opt.Replace) + ", whose present key is out once the code is used"
 	}
 	if len(opt.At) > 0 {
 		return story + ", as a relay at " + addrWords(opt.At) + ", which the network's owner dials until then; there, run: fwd relay CODE"
