@@ -112,6 +112,15 @@ func (a *app) done(format string, args ...any) {
 	a.tell(daemon.Event{Event: "result", Message: fmt.Sprintf(format, args...)})
 }
 
+// did is done where a person needs no answer on stdout, only the word that something was done.
+func (a *app) did(format string, args ...any) {
+	if a.out.json {
+		a.done(format, args...)
+		return
+	}
+	a.out.story(format, args...)
+}
+
 // list asks for an answer that is one value, and prints it with show, or as JSON.
 func list[T any](ctx context.Context, a *app, request any, event string, show func(T)) error {
 	return a.ask(ctx, request, listed(a, event, show))

@@ -23,9 +23,16 @@ func newLeave(a *app) *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&req.Purge, "purge", false, "forget this machine's identity too; what stays is the configuration, the log, and network-ID.key of a network that it owned")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		err := a.ask(cmd.Context(), req, a.tell)
+		told := false
+		err := a.ask(cmd.Context(), req, func(e daemon.Event) {
+			told = told || e.Event == "result"
+			a.tell(e)
+		})
 		if errors.Is(err, daemon.ErrLost) && req.Purge {
-			return nil // the daemon ended with its identity
+			err = nil // the daemon ended with its identity
+		}
+		if err == nil && !told {
+			a.did("this machine was in no network; its identity is forgotten")
 		}
 		return err
 	}
@@ -46,7 +53,11 @@ and connect. It ends by itself a minute after the last of them.`,
 			if err := daemon.Stop(ctx, a.home); err != nil {
 				return err
 			}
-			return a.awaitEnd(ctx)
+			if err := a.awaitEnd(ctx); err != nil {
+				return err
+			}
+			a.did("the daemon has ended, and every expose and connect with it")
+			return nil
 		},
 	}
 }

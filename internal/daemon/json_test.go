@@ -34,7 +34,7 @@ func TestEveryJSONFieldIsDocumented(t *testing.T) {
 			walk(f.Type)
 		}
 	}
-	for _, v := range []any{Event{}, Status{}, LsEntry{}, PeerEntry{}, InviteEntry{}, NetworkEntry{}, Joined{}} {
+	for _, v := range []any{Event{}, Status{}, LsEntry{}, PeerEntry{}, InviteEntry{}, NetworkEntry{}, Joined{}, Speed{}} {
 		walk(reflect.TypeOf(v))
 	}
 }
