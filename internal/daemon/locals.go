@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"strconv"
 	"sync"
+	"syscall"
 
 	"fwd/forward"
 )
@@ -335,7 +337,7 @@ const freePortTries = 5
 func (c *connecting) listenAt(at forward.Local, tcp, udp, half bool) (ls []net.Listener, conns []*net.UDPConn, err error) {
 	if tcp {
 		if ls, err = listenTCP(at); err != nil {
-			return nil, nil, listenFailure(err)
+			return nil, nil, c.d.listenFailure(err)
 		}
 		if at.Port() == 0 {
 			at = forward.LocalOf(ls[0]) // a free port that the system chose is the one for both
@@ -353,13 +355,64 @@ func (c *connecting) listenAt(at forward.Local, tcp, udp, half bool) (ls []net.L
 		return ls, nil, nil
 	}
 	closeAll(ls)
-	return nil, nil, listenFailure(err)
+	return nil, nil, c.d.listenFailure(err)
 }
 
-func listenFailure(err error) error {
+func (d *Daemon) listenFailure(err error) error {
 	var busy *forward.ListenError
-	if errors.As(err, &busy) {
-		return fail(ExitLocalPort, "local-port", busy.Hint, "%v", busy)
+	if !errors.As(err, &busy) {
+		return err
 	}
-	return err
+	if word := d.holder(busy.Local); word != "" && errors.Is(err, syscall.EADDRINUSE) {
+		return fail(ExitLocalPort, "local-port", "end that one: fwd disconnect "+disconnectWord(busy.Local), "local address %s is in use by fwd itself, for %s", busy.Local, word)
+	}
+	return fail(ExitLocalPort, "local-port", busy.Hint, "%v", busy)
+}
+
+// holder is what of our own stands in the way of a local address; empty: nothing.
+func (d *Daemon) holder(at forward.Local) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for f := range d.forwards {
+		for _, e := range f.localEnds() {
+			if collides(e.local, at) {
+				return f.word
+			}
+		}
+	}
+	for s := range d.socks {
+		if collides(s.local, at) {
+			return "fwd socks"
+		}
+	}
+	return ""
+}
+
+// disconnectWord is what disconnect takes for whatever listens there: the port, where it has one.
+func disconnectWord(at forward.Local) string {
+	if port := at.Port(); port != 0 {
+		return strconv.Itoa(port)
+	}
+	return at.String()
+}
+
+// collides: does what listens at local, one port or a range, keep another from listening at the port at?
+func collides(local string, at forward.Local) bool {
+	have, err := forward.ParseLocal(local)
+	if err != nil || have.Network() != at.Network() {
+		return false
+	}
+	for i := range have.Ports() {
+		one := have.At(i)
+		if one == at || at.Port() != 0 && one.Port() == at.Port() && (everywhere(one) || everywhere(at)) {
+			return true
+		}
+	}
+	return false
+}
+
+// everywhere: is it an address of the whole machine?
+func everywhere(at forward.Local) bool {
+	addr, err := netip.ParseAddrPort(at.Address())
+	return err == nil && addr.Addr().IsUnspecified()
 }

@@ -77,7 +77,7 @@ func (d *Daemon) serveSocks(ctx context.Context, req SocksRequest, from string, 
 	}
 	listener, err := local.Listen()
 	if err != nil {
-		return listenFailure(err)
+		return d.listenFailure(err)
 	}
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
