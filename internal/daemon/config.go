@@ -96,13 +96,15 @@ func readConfig(path string) (*config, []byte, error) {
 	}
 	c, err := parseConfig(data)
 	if err != nil {
-		return nil, data, usage("fwd config check "+path, "%s", located(path, err))
+		return nil, data, usage(checkHint(path), "%s", located(path, err))
 	}
 	if c.InviteFile != "" && !filepath.IsAbs(c.InviteFile) {
 		c.InviteFile = filepath.Join(filepath.Dir(path), c.InviteFile)
 	}
 	return c, data, nil
 }
+
+func checkHint(path string) string { return "fwd config check " + path }
 
 // parseConfig reads fwd.toml's text. Its errors begin with the line where
 // there is one: "7: …".
@@ -249,6 +251,10 @@ func CheckConfig(home Home, path string) (Checked, error) {
 		path = home.Config
 	}
 	c, _, err := readConfig(path)
+	var f *Failure
+	if errors.As(err, &f) && f.Hint == checkHint(path) {
+		f.Hint = "" // it is what was just run
+	}
 	if err != nil {
 		return Checked{}, err
 	}
