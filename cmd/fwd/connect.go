@@ -32,6 +32,9 @@ then means its service ssh. Several services are NAME:LOCAL each.
 A port alone is for programs of this machine. 0.0.0.0:2222 takes connections at each of
 its IPv4 addresses, [::]:2222 at those of IPv6, too.
 
+All connections to a machine share its path: --path direct or relay holds for each of
+them, other forwards' too, while this one stands; the opposite is then refused.
+
 A service may be a range of ports; LOCAL is then a range of the same length, or less for
 the first of them. A service for UDP has its datagrams carried, each as a whole and none
 twice; what the path does not take in time is dropped. Where the name is there for TCP

@@ -274,12 +274,17 @@ func (d *Daemon) openLane(ctx context.Context, p peer.ID, want session.Want) (se
 func (d *Daemon) pathKind(p peer.ID) node.PathKind {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	return d.pathKindLocked(p)
+}
+
+func (d *Daemon) pathKindLocked(p peer.ID) node.PathKind {
+	kind := node.Auto
 	for f := range d.forwards {
-		if f.peer() == p && f.kind != node.Auto {
-			return f.kind
+		if f.peer() == p {
+			kind = max(kind, f.kind) // both ways only after a hand-over; then the relay, for it can always be had
 		}
 	}
-	return node.Auto
+	return kind
 }
 
 // authorizeLane: may p attach at all? What it may open is asked at each open.

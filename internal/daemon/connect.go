@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -80,6 +81,10 @@ func (d *Daemon) connect(ctx context.Context, req ConnectRequest, from string, e
 		d.mu.Unlock()
 		release()
 	}()
+	if err := d.addForward(f); err != nil {
+		return err
+	}
+	defer d.removeForward(f)
 
 	if local.Stdio() {
 		return d.connectStdio(ctx, f, req, emit, stream)
@@ -162,8 +167,6 @@ func (d *Daemon) connectStdio(ctx context.Context, f *forwarding, req ConnectReq
 	}
 	local := stream.take()
 	emit(Event{Event: "open", Service: f.word, Peer: f.peer().String()})
-	d.addForward(f)
-	defer d.removeForward(f)
 	stop := context.AfterFunc(ctx, func() {
 		local.Close()
 		forward.Reset(conn)
@@ -380,13 +383,14 @@ func (d *Daemon) tellPaths(ctx context.Context, f *forwarding, emit func(Event))
 	// Only changes of the best path are told; the best of one kind is looked for.
 	look := time.NewTicker(time.Second)
 	defer look.Stop()
-	last, to := "", f.peer()
+	last, to, by := "", f.peer(), node.Auto
 	tell := func() {
 		if p := f.peer(); p != to {
 			emit(Event{Event: "progress", Service: f.word, Message: fmt.Sprintf("%s has taken the place of %s: the old key says so", d.nameOf(p), d.nameOf(to))})
 			to = p
 		}
-		now, ok := d.node.PathBy(to, d.kindWanted(f))
+		by = d.pathKind(to)
+		now, ok := d.node.PathBy(to, by)
 		if !ok {
 			if last != "" {
 				emit(Event{Event: "path", Service: f.word, Peer: to.String()})
@@ -410,18 +414,77 @@ func (d *Daemon) tellPaths(ctx context.Context, f *forwarding, emit func(Event))
 				tell()
 			}
 		case <-look.C:
-			if d.kindWanted(f) != node.Auto || f.peer() != to {
+			if kind := d.pathKind(to); kind != node.Auto || kind != by || f.peer() != to {
 				tell()
 			}
 		}
 	}
 }
 
-func (d *Daemon) addForward(f *forwarding) {
+// addForward notes f, if its path is not at odds with that of another.
+func (d *Daemon) addForward(f *forwarding) error {
+	p := f.peer()
 	d.mu.Lock()
-	d.forwards[f] = true
+	err := d.atOdds(f, f.kind, nil)
+	was := d.pathKindLocked(p)
+	if err == nil {
+		d.forwards[f] = true
+	}
+	changed := was != d.pathKindLocked(p)
 	d.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if changed {
+		d.renew(p)
+	}
 	d.follow(f) // what came between its look-up and this
+	return nil
+}
+
+// atOdds refuses f a kind of path where another forward to its machine asks for the opposite, which it would get or be
+// given silently: they share a link. Wishes count by their words, if any are given. Under Daemon.mu.
+func (d *Daemon) atOdds(f *forwarding, kind node.PathKind, words map[string]node.PathKind) error {
+	if kind == node.Auto {
+		return nil
+	}
+	var other *forwarding
+	var theirs node.PathKind
+	for have := range d.forwards {
+		wants := have.kind
+		if w, ok := words[have.wish]; ok && have.from != fromCommand {
+			wants = w
+		}
+		if have == f || have.peer() != f.peer() || wants == node.Auto || wants == kind {
+			continue
+		}
+		if other == nil || have.told() < other.told() { // always the same one, or a wish's failure is news at each try
+			other, theirs = have, wants
+		}
+	}
+	if other == nil {
+		return nil
+	}
+	end := other.word
+	if local := other.localEnds()[0].local; local != "" {
+		end = local
+	}
+	return usage(fmt.Sprintf("all connections to a machine share its path: end the other one (fwd disconnect %s) or say the same --path", end),
+		"%s by --path %s: %s goes to %s by --path %s", f.word, kind, other.told(), d.nameOf(f.peer()), theirs)
+}
+
+// told is f in a few words: its service, and its address once it has one. Under Daemon.mu.
+func (f *forwarding) told() string {
+	if local := cmp.Or(f.localEnds()[0].local, f.asked); local != "" {
+		return f.word + " at " + local
+	}
+	return f.word
+}
+
+// renew has what is open to p go by the path that its forwards ask for now.
+func (d *Daemon) renew(p peer.ID) {
+	d.sessions.Renew(p)
+	d.datagrams.Renew(p)
 }
 
 // changeForward has a wish's forward go by another kind of path. Its connections move
@@ -442,14 +505,24 @@ func (d *Daemon) changeForward(w wish) error {
 	if f == nil {
 		return nil // it takes the new words when it comes back
 	}
+	words := map[string]node.PathKind{} // the others' may be about to change, too
+	for _, other := range d.up.wanted() {
+		if other.connect != nil {
+			words[other.key], _ = node.ParsePathKind(other.connect.Path)
+		}
+	}
 	release := d.node.Hold(f.peer(), kind)
 	d.mu.Lock()
-	f.kind, f.release, release = kind, release, f.release
+	err = d.atOdds(f, kind, words)
+	if err == nil {
+		f.kind, f.release, release = kind, release, f.release
+	}
 	d.mu.Unlock()
 	release()
-	d.sessions.Renew(f.peer())
-	d.datagrams.Renew(f.peer())
-	return nil
+	if err == nil {
+		d.renew(f.peer())
+	}
+	return err
 }
 
 // isMachine: is word a machine's name on the roster?
@@ -463,10 +536,16 @@ func (d *Daemon) isMachine(word string) bool {
 }
 
 func (d *Daemon) removeForward(f *forwarding) {
+	p := f.peer()
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	was := d.pathKindLocked(p)
 	delete(d.forwards, f)
+	changed := was != d.pathKindLocked(p)
 	close(f.ended)
+	d.mu.Unlock()
+	if changed { // the others' connections are free of its --path
+		d.renew(p)
+	}
 }
 
 // disconnect ends a forward from any terminal, by its local address or port, or

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -171,6 +172,15 @@ func (m *machine) status() Status {
 	}
 	m.t.Fatal("status said nothing")
 	return Status{}
+}
+
+// goBy waits until each of so many forwards is told to go by that kind of path.
+func (m *machine) goBy(kind string, forwards int) {
+	m.t.Helper()
+	eventually(m.t, "all forwards go by "+kind, func() bool {
+		list := m.status().Forwards
+		return len(list) == forwards && !slices.ContainsFunc(list, func(f ForwardStatus) bool { return f.Path == nil || f.Path.Kind != kind })
+	})
 }
 
 func (m *machine) invite() string {

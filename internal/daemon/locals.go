@@ -78,8 +78,6 @@ func (c *connecting) wait() {
 // connectLocal listens for what the service is, and carries what comes until ctx ends.
 func (d *Daemon) connectLocal(ctx context.Context, f *forwarding, local forward.Local, req ConnectRequest, emit func(Event)) error {
 	c := &connecting{d: d, ctx: ctx, f: f, local: local, emit: emit}
-	d.addForward(f)
-	defer d.removeForward(f)
 	o := d.askOffer(ctx, f)
 	if o.known && o.none() { // then nothing should listen here, if that is still so
 		var err error

@@ -92,7 +92,7 @@ func (d *Daemon) status() Status {
 			key := serviceKey(f.service, end.udp)
 			row := ForwardStatus{Service: f.word, Machine: d.nameOf(f.peer()), Peer: f.peer().String(), Local: end.local,
 				Sessions: sessionsOf["entry"+string(f.peer())+key], From: f.from, Rate: d.traffic.rate(f.peer(), key, "entry")}
-			if path, ok := d.node.PathBy(f.peer(), d.kindWanted(f)); ok {
+			if path, ok := d.node.PathBy(f.peer(), d.pathKind(f.peer())); ok {
 				row.Path = d.pathOf(path)
 			}
 			s.Forwards = append(s.Forwards, row)

@@ -272,32 +272,42 @@ func TestReloadChangesThePathOfTheForwardThatIsMeant(t *testing.T) {
 		connect := "[[connect]]\nservice = 'web'\npath = %q\n"
 		write(t, home.Config, connect+connect+"local = '"+all+"'\n"+connect+"local = '"+here+"'\n", paths...)
 	}
-	file("direct", "direct", "direct")
+	file("auto", "auto", "auto")
 	laptop := newUp(t, home, UpRequest{Invite: nas.invite()})
-	for _, paths := range [][]any{{"direct", "relay", "direct"}, {"direct", "direct", "relay"}, {"relay", "direct", "direct"}} {
-		eventually(t, "all are up", func() bool {
-			wishes := laptop.status().Wishes
-			return len(wishes) == 3 && !slices.ContainsFunc(wishes, func(w WishStatus) bool { return w.State != stateUp })
-		})
+	eventually(t, "all are up", func() bool {
+		wishes := laptop.status().Wishes
+		return len(wishes) == 3 && !slices.ContainsFunc(wishes, func(w WishStatus) bool { return w.State != stateUp })
+	})
+	for _, paths := range [][]any{
+		{"auto", "relay", "auto"}, {"auto", "auto", "direct"}, {"relay", "auto", "auto"}, {"direct", "direct", "direct"}, {"relay", "relay", "relay"}, {"auto", "direct", "auto"},
+	} {
 		file(paths...)
-		laptop.reload()
-		eventually(t, fmt.Sprintf("the paths are %v", paths), func() bool {
-			kinds := slices.Clone(paths)
-			for _, f := range laptop.status().Forwards {
-				if f.Local == "" || f.Path == nil {
-					return false
-				}
-				i := 0
-				switch port(t, f.Local) {
-				case port(t, all):
-					i = 1
-				case port(t, here):
-					i = 2
-				}
-				kinds[i] = f.Path.Kind
+		if r := laptop.reload(); len(r.Failed) > 0 {
+			t.Fatalf("%v: %+v", paths, r)
+		}
+		kind, other := "relay", "direct"
+		if slices.Contains(paths, any("direct")) {
+			kind, other = other, kind
+		}
+		laptop.goBy(kind, 3)
+		// Whose path it is tells the refusal of the other one.
+		_, err := laptop.call(ConnectRequest{Name: "web", Local: "0", Path: other})
+		if err == nil {
+			t.Fatalf("%v: --path %s is not refused", paths, other)
+		}
+		i := 0
+		for n, local := range []string{all, here} {
+			if strings.HasSuffix(strings.Split(err.Error(), " goes to ")[0], ":"+port(t, local)) {
+				i = n + 1
 			}
-			return slices.Equal(kinds, paths)
-		})
+		}
+		if paths[i] != kind {
+			t.Errorf("%v: %v", paths, err)
+		}
+	}
+	file("relay", "direct", "auto") // at odds in itself
+	if r := laptop.reload(); len(r.Failed) == 0 {
+		t.Errorf("relay and direct: %+v", r)
 	}
 	for _, f := range laptop.status().Forwards {
 		if port(t, f.Local) == port(t, all) && f.Local != all {
