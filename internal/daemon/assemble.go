@@ -269,24 +269,6 @@ func (d *Daemon) openLane(ctx context.Context, p peer.ID, want session.Want) (se
 	return s, nil
 }
 
-// pathKind is what the forwards to p ask for with --path: they share a link,
-// so the one that is particular decides.
-func (d *Daemon) pathKind(p peer.ID) node.PathKind {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.pathKindLocked(p)
-}
-
-func (d *Daemon) pathKindLocked(p peer.ID) node.PathKind {
-	kind := node.Auto
-	for f := range d.forwards {
-		if f.peer() == p {
-			kind = max(kind, f.kind) // both ways only after a hand-over; then the relay, for it can always be had
-		}
-	}
-	return kind
-}
-
 // authorizeLane: may p attach at all? What it may open is asked at each open.
 func (d *Daemon) authorizeLane(p peer.ID) error {
 	return identity.AuthorizeLane(d.book.For(p), d.now(), p, d.self)
