@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"cmp"
-	"net"
 	"net/netip"
 	"slices"
 
@@ -10,6 +9,7 @@ import (
 	manet "github.com/multiformats/go-multiaddr/net"
 
 	"fwd/identity"
+	"fwd/internal/node"
 )
 
 // A machine with many interfaces has more addresses than an invite or a roster takes.
@@ -44,14 +44,9 @@ func bestAddrs(max int, addrs, announced []ma.Multiaddr, routed []netip.Addr) []
 // routedAddrs are this machine's addresses on the routes to the internet.
 func routedAddrs() (own []netip.Addr) {
 	for _, to := range []string{"192.0.2.1:9", "[2001:db8::1]:9"} { // documentation's: routed like any
-		c, err := net.Dial("udp", to) // sends nothing
-		if err != nil {
-			continue // no such route
+		if a := node.Outgoing(netip.MustParseAddrPort(to)); a.IsValid() {
+			own = append(own, a)
 		}
-		if a, err := netip.ParseAddrPort(c.LocalAddr().String()); err == nil {
-			own = append(own, a.Addr().Unmap())
-		}
-		c.Close()
 	}
 	return own
 }

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -232,12 +233,18 @@ func fromHere(c network.Conn) bool {
 	if !ok || !ok2 {
 		return false
 	}
-	probe, err := net.Dial("udp", remote.String()) // sends nothing
+	return Outgoing(remote) == local.Addr()
+}
+
+// Outgoing is the address of ours from which the system would send to a; the zero address where it has no way there.
+// Nothing is sent.
+func Outgoing(a netip.AddrPort) netip.Addr {
+	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(a))
 	if err != nil {
-		return false
+		return netip.Addr{}
 	}
-	defer probe.Close()
-	return unmapped(probe.LocalAddr().(*net.UDPAddr).AddrPort()).Addr() == local.Addr()
+	defer c.Close()
+	return c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
 }
 
 // dialAny dials a relay's addresses that fit until one answers.
