@@ -34,14 +34,8 @@ func TestOneRouterThatMapsPortsMakesSymmetricHomesMeet(t *testing.T) {
 			if len(open) != 2 || open[0].Proto != "tcp" || open[1].Proto != "udp" || open[0].To.Port() != 4001 || open[1].To.Port() != 4001 {
 				t.Errorf("the router has opened %+v, want 4001 by TCP and UDP", open)
 			}
-			for _, pair := range [][2]*player{{pa, pb}, {pb, pa}} {
-				m := pair[0].meet(pair[1], knownCeiling)
-				if m.Route != "direct" || m.Direct > openCeiling {
-					t.Errorf("%s to %s: %+v", pair[0].host.Name(), pair[1].host.Name(), m)
-				}
-				t.Logf("%s to %s in %v by %s %s", pair[0].host.Name(), pair[1].host.Name(), m.Direct.Round(time.Millisecond), m.Transport, m.Remote)
-				pair[0].part(pair[1])
-			}
+			meetSoon(t, pa, pb)
+			meetSoon(t, pb, pa)
 			pa.end()
 			// By UPnP the library leaves one of the two, or both if it is in haste, to their lease of a minute.
 			if left := a.Forwards(); len(left) > 0 && by != lab.UPnP {
@@ -62,14 +56,8 @@ func TestAPortForwardedByHandMakesSymmetricHomesMeet(t *testing.T) {
 	a.ForwardByHand(4001, pa.host)
 	pa.ready()
 	pb.ready()
-	for _, pair := range [][2]*player{{pa, pb}, {pb, pa}} {
-		m := pair[0].meet(pair[1], knownCeiling)
-		if m.Route != "direct" || m.Direct > openCeiling {
-			t.Errorf("%s to %s: %+v", pair[0].host.Name(), pair[1].host.Name(), m)
-		}
-		t.Logf("%s to %s in %v by %s %s", pair[0].host.Name(), pair[1].host.Name(), m.Direct.Round(time.Millisecond), m.Transport, m.Remote)
-		pair[0].part(pair[1])
-	}
+	meetSoon(t, pa, pb)
+	meetSoon(t, pb, pa)
 }
 
 // Homes of one carrier meet at the addresses that it gave their routers, which is where these open ports.
@@ -90,6 +78,17 @@ func TestRoutersThatMapPortsMakeOneCarriersHomesMeet(t *testing.T) {
 		t.Errorf("%+v, want direct by the carrier's address", m)
 	}
 	t.Logf("in %v by %s %s", m.Direct.Round(time.Millisecond), m.Transport, m.Remote)
+}
+
+// meetSoon has one connect to the other and wants them direct as soon as can be, then apart again.
+func meetSoon(t *testing.T, from, to *player) {
+	t.Helper()
+	m := from.meet(to, knownCeiling)
+	if m.Route != "direct" || m.Direct > openCeiling {
+		t.Errorf("%s to %s: %+v", from.host.Name(), to.host.Name(), m)
+	}
+	t.Logf("%s to %s in %v by %s %s", from.host.Name(), to.host.Name(), m.Direct.Round(time.Millisecond), m.Transport, m.Remote)
+	from.part(to)
 }
 
 // oneRelay starts a relay at 7.0.0.10 and returns it as players take it.
