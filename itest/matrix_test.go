@@ -24,7 +24,8 @@ var statistics = flag.Int("statistics", 0, "how many pairs symmetric × port-res
 
 // What the ladder may cost a pair, as docs/paths.md promises it (nat.md §8).
 const (
-	openCeiling  = 3 * time.Second  // 0.6 s on a quiet machine; the tests share theirs
+	openCeiling  = 8 * time.Second  // 0.6 s on a quiet machine, 4.5 s by fresh ports; the tests share theirs
+	openFirstTry = 3 * time.Second  // both rounds of simultaneous open
 	guessCeiling = 25 * time.Second // both rounds
 	knownCeiling = 40 * time.Second // until a failure is told
 
@@ -253,6 +254,37 @@ func TestEveryPairOfHardNATsMeetsByUDPAlone(t *testing.T) {
 	g.write("UDP alone, row connects to column:")
 }
 
+// What opens a carrier's NAT reaches a neighbour's router, and one that answers strangers gives the guessing side's port
+// another number from then on: that was a port for this punch alone.
+func TestGuessingLeavesAHomesOtherPathsAlone(t *testing.T) {
+	l := lab.New(t)
+	l.Near()
+	startPlayer(t, l.Public("relay", "7.0.0.10"), playerSpec{Number: 1, Relay: true}).ready()
+	relays := map[int][]string{1: {"/ip4/7.0.0.10/" + quic4001}}
+	carrier := l.Carrier("carrier", lab.Symmetric)
+	var players []*player
+	for i, h := range []*lab.Host{
+		l.Home("home", lab.PortRestrictedInputAccept, slow()).Host("nas"),
+		l.Home("mobile", lab.PortRestricted, slow(), lab.Behind(carrier)).Host("phone"),
+		l.Home("office", lab.PortRestricted, slow()).Host("laptop"),
+	} {
+		players = append(players, startPlayer(t, h, playerSpec{Number: 2 + i, Relays: relays, Listen: listenOn4(quic4001)}))
+	}
+	for _, p := range players {
+		p.ready()
+		p.examined()
+	}
+	nas, phone, laptop := players[0], players[1], players[2]
+	guessed := phone.meet(nas, knownCeiling)
+	if guessed.Route == "" {
+		t.Fatal("the punch has no end")
+	}
+	t.Logf("phone to nas: %+v", guessed)
+	if got := laptop.meet(nas, knownCeiling); got.Route != "direct" || got.Direct > openFirstTry {
+		t.Errorf("laptop to nas: %s after %v, want direct by the first attempt; %s", got.Route, got.Direct, got.Reason)
+	}
+}
+
 func TestPairsWithoutUDPMeetByTCP(t *testing.T) {
 	kinds := []lab.NAT{lab.Open, lab.PortRestricted, lab.PortRestrictedInputAccept, lab.UDPBlocked}
 	g := newGrid(t, kinds, kinds, listenOn4(tcp4001))
@@ -282,7 +314,7 @@ func TestStatisticsOfSymmetricWithPortRestricted(t *testing.T) {
 			}
 			took = append(took, c.Direct)
 			packets = append(packets, c.packets[0]+c.packets[1])
-			if c.Direct > 8*time.Second {
+			if c.Direct > 7*time.Second { // when the first attempt is over
 				late++
 			}
 		}
@@ -290,7 +322,7 @@ func TestStatisticsOfSymmetricWithPortRestricted(t *testing.T) {
 	slices.Sort(took)
 	slices.Sort(packets)
 	runs := len(took) + failed
-	line := fmt.Sprintf("%d pairs symmetric × port-restricted: %d direct, %d of them in the first round; median %.2f s, 90 %% %.2f s, slowest %.2f s; packets: median %d, most %d.",
+	line := fmt.Sprintf("%d pairs symmetric × port-restricted: %d direct, %d of them by the first attempt; median %.2f s, 90 %% %.2f s, slowest %.2f s; packets: median %d, most %d.",
 		runs, len(took), len(took)-late, took[len(took)/2].Seconds(), took[len(took)*9/10].Seconds(), took[len(took)-1].Seconds(),
 		packets[len(packets)/2], packets[len(packets)-1])
 	t.Log(line)

@@ -22,7 +22,7 @@ const (
 	openRate  = 500
 	probeRate = 200
 	// roundPorts is how many distinct ports one round of guessing may try, rounds how many rounds one
-	// punch has: 98.4 % and then 99.97 % of pairs meet.
+	// punch has, one each attempt: 98.4 % and then 99.97 % of pairs meet.
 	roundPorts = 1024
 	rounds     = 2
 	// dayPorts is four full rounds, for one peer and day; a round that met early leaves the rest.

@@ -2,6 +2,7 @@ package punch
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -21,18 +22,25 @@ const (
 	speakTimes = 2
 	// guessArray meets 1024 probes with 98.4 %; blockArray is enough where the NAT has a small range.
 	guessArray, blockArray = 256, 64
-	// guessEvery is from one round's beginning to the next one's: the first one's entries are gone
-	// from the busier tables, and a hit had all the time it may need.
-	guessEvery = 10 * time.Second
 	// meetFor is what a round takes beyond its packets: the last one's way and a handshake.
 	meetFor = 1000 * time.Millisecond
 )
 
-// arrayHops are how far the packets get that open our NAT for an array, in turn, by round. They must not
-// reach the peer's router: one that answers strangers would remember them, and then give the peer's QUIC
-// port another number for all that follows. But a carrier's NAT may be some hops away, so half of the
-// second round, which is needed only if the first was in vain, goes further.
-var arrayHops = [rounds][2]int{{openerHops, openerHops}, {openerHops, 4}}
+// arrayHops are how far the packets get that open our NAT for an array: those to the peer's QUIC port, and those to a
+// fresh port of the peer's. The former must not reach its router: one that answers strangers would remember them, and
+// then give that port another number for all that follows. But a carrier's NAT may be some hops away, so those to the
+// fresh port, which nothing else needs, go further.
+var arrayHops = [rounds]int{openerHops, 4}
+
+// aim is the port of an easy side's at which a hard side's array waits for it, and the round that this makes it.
+func aim(hard, easySide Report) (at netip.AddrPort, round int) {
+	fresh, ok := easySide.fresh4()
+	if ok && slices.Contains(hard.Steps, Again) && slices.Contains(easySide.Steps, Again) {
+		return fresh, 1
+	}
+	at, _ = easySide.UDP.seen4()
+	return at, 0
+}
 
 // easy says whether new destinations see the port that the relays see.
 func easy(t Transport) bool {
@@ -58,68 +66,57 @@ func predictSteps(low, high Report, at time.Duration) []Step {
 		s.High.Array = &Array{Sockets: bothArray, To: withPort(l, toLow), Role: Server, Hops: arrayHops[0], Speak: predictHead, Times: speakTimes}
 	case sequential(low.UDP) && easy(high.UDP):
 		s.At += openFirst(high.UDP)
-		return twice(s, func(s *Step, hops [2]int) {
-			s.Low.Array = &Array{Sockets: predictArray, To: h, Role: Client, Hops: hops}
-			s.High.Spray = &Spray{To: l.Addr(), After: predictHead, List: low.UDP.Ports.next(predictAhead), Times: 2}
-		})
+		s.Low.Array, s.High.Spray = predictRound(low, high)
 	case sequential(high.UDP) && easy(low.UDP):
 		s.At += openFirst(low.UDP)
-		return twice(s, func(s *Step, hops [2]int) {
-			s.High.Array = &Array{Sockets: predictArray, To: l, Role: Client, Hops: hops}
-			s.Low.Spray = &Spray{To: h.Addr(), After: predictHead, List: high.UDP.Ports.next(predictAhead), Times: 2}
-		})
+		s.High.Array, s.Low.Spray = predictRound(high, low)
 	default:
 		return nil
 	}
 	return []Step{s}
 }
 
-// twice is a prediction in two rounds: what opens a carrier's NAT has to go further than what may go first. The same
-// ports are covered again, for the first array has used some of them, or none if it did not get to the NAT that counts.
-func twice(first Step, fill func(s *Step, hops [2]int)) (steps []Step) {
-	for _, hops := range arrayHops {
-		s := first
-		fill(&s, hops)
-		steps = append(steps, s)
-		first.At += first.For
-	}
-	return steps
+// predictRound is the meeting of a sequential NAT's side with an easy one. Where it is the second, the same ports are
+// covered as in a first one now: the report is new.
+func predictRound(hard, easySide Report) (*Array, *Spray) {
+	from, _ := hard.UDP.seen4()
+	to, round := aim(hard, easySide)
+	return &Array{Sockets: predictArray, To: to, Role: Client, Hops: arrayHops[round]},
+		&Spray{To: from.Addr(), After: predictHead, List: hard.UDP.Ports.next(predictAhead), Times: 2, Fresh: round > 0}
 }
 
 // guessSteps is the birthday punch with a NAT of random ports: it meets if any of the array's ports is
 // among the sprayed ones.
 func guessSteps(low, high Report, at time.Duration) []Step {
-	l, okl := low.UDP.seen4()
-	h, okh := high.UDP.seen4()
+	_, okl := low.UDP.seen4()
+	_, okh := high.UDP.seen4()
 	if !okl || !okh {
 		return nil
 	}
 	random := func(t Transport) bool { return t.Mapping == Dependent && t.Ports.Order != Sequential }
-	var steps []Step
-	for round := range rounds {
-		s := Step{Name: StepGuess, At: at + time.Duration(round)*guessEvery}
-		switch {
-		case random(low.UDP) && easy(high.UDP):
-			s.At += openFirst(high.UDP)
-			s.Low.Array, s.High.Spray = guessRound(low.UDP.Ports, round)
-			s.Low.Array.To, s.High.Spray.To = h, l.Addr()
-			s.For = s.High.Spray.lasts()
-		case random(high.UDP) && easy(low.UDP):
-			s.At += openFirst(low.UDP)
-			s.High.Array, s.Low.Spray = guessRound(high.UDP.Ports, round)
-			s.High.Array.To, s.Low.Spray.To = l, h.Addr()
-			s.For = s.Low.Spray.lasts()
-		default:
-			return nil
-		}
-		steps = append(steps, s)
+	s := Step{Name: StepGuess, At: at}
+	switch {
+	case random(low.UDP) && easy(high.UDP):
+		s.At += openFirst(high.UDP)
+		s.Low.Array, s.High.Spray = guessRound(low, high)
+		s.For = s.High.Spray.lasts()
+	case random(high.UDP) && easy(low.UDP):
+		s.At += openFirst(low.UDP)
+		s.High.Array, s.Low.Spray = guessRound(high, low)
+		s.For = s.Low.Spray.lasts()
+	default:
+		return nil
 	}
-	return steps
+	return []Step{s}
 }
 
-// guessRound is one round against a NAT that gives ports of p; the second has twice the sockets.
-func guessRound(p Ports, round int) (*Array, *Spray) {
-	a, s := &Array{Sockets: guessArray, Role: Client, Hops: arrayHops[round]}, &Spray{Low: lowestPort, High: 65535, Round: round}
+// guessRound is one round with a NAT that gives random ports; the second has twice the sockets.
+func guessRound(hard, easySide Report) (*Array, *Spray) {
+	from, _ := hard.UDP.seen4()
+	to, round := aim(hard, easySide)
+	a := &Array{Sockets: guessArray, To: to, Role: Client, Hops: arrayHops[round]}
+	s := &Spray{To: from.Addr(), Low: lowestPort, High: 65535, Round: round, Fresh: round > 0}
+	p := hard.UDP.Ports
 	if p.Order != NoOrder {
 		s.Low, s.High = p.Low, p.High
 	}

@@ -3,22 +3,24 @@ package punch
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 )
 
-// Meeting at fresh ports: for two sides with one port for all destinations, whose simultaneous open should work
-// and has failed. Then most likely a router remembers more than it should: a machine that has come home with
-// another LAN address and the port of before is seen at that port by the relay, but towards the peer it still
-// leads to the old address, the machine's own packets get another one, and each packet of the peer keeps it so.
-// Nothing that either side does from its QUIC port helps there.
+// Fresh ports: where ports that can be told should have met and have not, most likely a router remembers more than it
+// should. A machine that has come home with another LAN address and the port of before is seen at that port by the
+// relay, but towards the peer it still leads to the old address, the machine's own packets get another one, and each
+// packet of the peer keeps it so. Or a packet of the peer's was early, and the router has answered it itself. Nothing
+// that either side does from its QUIC port helps there, so the next attempt leaves those ports alone:
 //
-//  1. the side that begins the next punch opens one socket, has a relay say where it is seen, and reports it
-//  2. the other side does the same, for its QUIC port may be the one that is spoilt
-//  3. both send from it to the other's; who hears the peer makes it a connection, as in foretell.go
-//
-// Nothing is guessed: it is a few packets to one port, of an address at which a relay saw the peer.
+//  1. the side that begins, if it has one port for all destinations, opens one socket, has a relay say where it is
+//     seen, and reports it
+//  2. so does the other one, for its QUIC port may be the one that is spoilt
+//  3. two such sides send from there to each other's; who hears the peer makes it a connection, as in foretell.go.
+//     With a side whose ports have to be foretold, the one that sprays does it from there, and packets may go further
+//     (arrayHops): what they spoil is this port, which nothing else needs.
 
 const (
 	// freshFor is a round trip to anywhere, another one for a handshake, and what came too late once more.
@@ -48,21 +50,40 @@ func (r Report) fresh4() (netip.AddrPort, bool) {
 	return withPort(at, r.Fresh), ok && r.Fresh != 0 && easy(r.UDP)
 }
 
-// freshen opens the fresh socket that r, our report, tells of, if there is use for one: theirs has one, or, where we
-// begin, our last punch with them was in vain, or there was a direct path lately: then a router may hold its ports.
+// wantFresh says whether an attempt in vain is worth another one at once: fresh sockets were not there yet, and there
+// is a step that uses them.
+func wantFresh(mine, theirs Report) bool {
+	mine, theirs = outside(mine, theirs)
+	lacks, meet := false, true
+	for _, r := range []Report{mine, theirs} {
+		if _, seen := r.UDP.seen4(); !seen || !slices.Contains(r.Steps, Again) {
+			return false
+		}
+		if _, fresh := r.fresh4(); easy(r.UDP) && !fresh {
+			lacks = true
+		}
+		meet = meet && slices.Contains(r.Steps, StepGuess)
+	}
+	return lacks && (meet || easy(mine.UDP) && easy(theirs.UDP))
+}
+
+// freshen opens the fresh socket that r, our report, tells of, if there is use for one: theirs has one or has none to
+// have, and our last attempt with them was in vain; where we begin it is enough that there was a direct path lately,
+// for then a router may hold its ports.
 func (pu *Puncher) freshen(ctx context.Context, m *meeting, r *Report, theirs *Report) {
 	at, ok := r.UDP.seen4()
 	if !ok || !easy(r.UDP) {
 		return
 	}
 	hadDirect := pu.cfg.Wire.HadDirect
-	if theirs == nil && !pu.inVain(m.peer) && (hadDirect == nil || !hadDirect(m.peer)) {
-		return
+	wanted := pu.inVain(m.peer)
+	if theirs == nil {
+		wanted = wanted || hadDirect != nil && hadDirect(m.peer)
+	} else if easy(theirs.UDP) {
+		_, wanted = theirs.fresh4()
 	}
-	if theirs != nil {
-		if _, ok := theirs.fresh4(); !ok {
-			return
-		}
+	if !wanted {
+		return
 	}
 	s, seen, err := pu.cfg.Wire.Fresh(ctx)
 	if err != nil {
@@ -75,7 +96,7 @@ func (pu *Puncher) freshen(ctx context.Context, m *meeting, r *Report, theirs *R
 	}
 }
 
-// inVain says whether our last punch with p went through its plan and led to nothing.
+// inVain says whether our last attempt with p went through its plan and led to nothing.
 func (pu *Puncher) inVain(p peer.ID) bool {
 	pu.mu.Lock()
 	defer pu.mu.Unlock()

@@ -131,7 +131,7 @@ func (pu *Puncher) wait(ctx context.Context, m *meeting, a Array) {
 	}()
 	readers.Go(func() {
 		pace := rate.NewLimiter(openRate, 1)
-		for i := range a.Sockets {
+		for range a.Sockets {
 			if pace.Wait(ctx) != nil || pu.budget.packet(ctx) != nil {
 				return
 			}
@@ -153,7 +153,7 @@ func (pu *Puncher) wait(ctx context.Context, m *meeting, a Array) {
 			if !a.Fresh {
 				m.note(func() { m.sockets++ })
 			}
-			s.Send(make([]byte, 1+tokenSize), a.To, a.Hops[i%2])
+			s.Send(make([]byte, 1+tokenSize), a.To, a.Hops)
 			readers.Go(func() { listenOn(s, m.token, a.To.Addr(), heard) })
 		}
 	})
@@ -238,27 +238,59 @@ func (pu *Puncher) speak(ctx context.Context, m *meeting, a Array, mu *sync.Mute
 	}
 }
 
-// spray sends from the QUIC socket to many ports, until the peer has heard.
+// spray sends from one socket to many ports, until the peer has heard.
 func (pu *Puncher) spray(ctx context.Context, m *meeting, s Spray) {
 	if !m.vouched {
 		m.note(func() { m.refused = true })
 		return
 	}
+	if s.Fresh {
+		if socket := m.takeFresh(); socket != nil {
+			pu.sprayFresh(ctx, m, s, socket)
+		}
+		return
+	}
 	heard, stop := pu.cfg.Wire.Hear(m.token)
 	defer stop()
+	pu.sprayFrom(ctx, m, s, pu.cfg.Wire.Probe, func() bool {
+		select {
+		case from := <-heard:
+			return from.Addr() == s.To
+		default:
+			return false
+		}
+	}) // the handshake comes to the QUIC socket by itself
+}
+
+// sprayFresh sprays from a fresh socket, and has it taken if the peer answers there.
+func (pu *Puncher) sprayFresh(ctx context.Context, m *meeting, s Spray, socket Socket) {
+	heard := make(chan heardAt, 1)
+	var reading sync.WaitGroup
+	defer reading.Wait()
+	reading.Go(func() { listenOn(socket, m.token, s.To, heard) })
+	send := func(to netip.AddrPort, packet []byte) error { return socket.Send(packet, to, 0) }
+	pu.sprayFrom(ctx, m, s, send, func() bool { return len(heard) > 0 })
+	select {
+	case h := <-heard:
+		if err := pu.take(ctx, m, h, Server); err != nil {
+			m.note(func() { m.failed = err })
+		}
+	case <-ctx.Done():
+		socket.Close() // ends its reader
+	}
+}
+
+// sprayFrom sends to one port after the other, until met.
+func (pu *Puncher) sprayFrom(ctx context.Context, m *meeting, s Spray, send func(netip.AddrPort, []byte) error, met func() bool) {
 	if !sleep(ctx, s.After) {
 		return
 	}
 	pace := rate.NewLimiter(probeRate, 1)
 	packet := m.token.packet(kindProbe)
 	for i, port := range m.ports(s) {
-		select {
-		case from := <-heard:
-			if from.Addr() == s.To {
-				m.note(func() { m.heard++ })
-				return
-			}
-		default:
+		if met() {
+			m.note(func() { m.heard++ })
+			return
 		}
 		again := s.List != nil && i >= len(s.List) // a port that is counted already
 		if !again && !pu.budget.port(m.peer, s.To) {
@@ -269,7 +301,7 @@ func (pu *Puncher) spray(ctx context.Context, m *meeting, s Spray) {
 			return
 		}
 		m.note(func() { m.probes++ })
-		pu.cfg.Wire.Probe(netip.AddrPortFrom(s.To, port), packet)
+		send(netip.AddrPortFrom(s.To, port), packet)
 	}
 }
 

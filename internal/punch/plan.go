@@ -24,7 +24,10 @@ const (
 	StepForward = "forward" // dial the port that somebody may have forwarded by hand
 )
 
-var knownSteps = map[string]bool{StepDirect: true, StepOpen: true, StepFresh: true, StepPredict: true, StepGuess: true, StepForward: true}
+// Again, listed among them, says that a side makes a second attempt where one in vain left something to try (wantFresh).
+const Again = "again"
+
+var knownSteps = map[string]bool{StepDirect: true, StepOpen: true, StepFresh: true, StepPredict: true, StepGuess: true, StepForward: true, Again: true}
 
 const (
 	// directFor is how long confirmed addresses are dialled, and directAlone how long without anything
@@ -79,7 +82,7 @@ type Array struct {
 	Sockets int
 	To      netip.AddrPort
 	Role    Role
-	Hops    [2]int // how far those packets get, in turn
+	Hops    int // how far those packets get
 	// Speak, if not 0, is when the sockets send To packets that arrive, and the pause until they do so again, so
 	// many Times; for peers that both have arrays.
 	Speak time.Duration
@@ -87,7 +90,7 @@ type Array struct {
 	Fresh bool // it is the one socket that the side's report tells of
 }
 
-// Spray is packets from the main socket to many ports of one address: what a side does whose peer has
+// Spray is packets from one socket to many ports of one address: what a side does whose peer has
 // an array. List is in its order; without a list the ports are random ones of Low to High, and Round
 // counts the rounds, for no port is tried twice.
 type Spray struct {
@@ -97,6 +100,7 @@ type Spray struct {
 	Times     int // how often the list is gone through
 	Low, High uint16
 	Round     int
+	Fresh     bool // from the socket that the side's report tells of; else from its QUIC socket
 }
 
 // Plan is what both sides do.

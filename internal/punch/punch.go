@@ -7,7 +7,8 @@
 // What happens: both sides send their NAT report over the relayed connection; each computes the same
 // plan from the two (MakePlan, a pure function); both send packets that die on the way, to open their
 // own NATs; "go" is said, and both follow the plan's steps by the clock. Whatever connection comes out
-// is the node's to take: it arrives by Config.Dial or at the listen port, and Config.Direct tells.
+// is the node's to take: it arrives by Config.Dial or at the listen port, and Config.Direct tells. Where
+// that should have worked and did not, all of it is done once more, with sockets that no router remembers.
 //
 // Either side may start. If both do at once, the one with the lower peer ID coordinates and the other
 // joins in.
@@ -78,6 +79,8 @@ type Outcome struct {
 	Took   time.Duration
 
 	Probes, Sockets int // packets to foretold ports, and sockets that waited at some
+
+	again bool // it was in vain, and the next attempt has fresh sockets
 }
 
 // ErrBusy says that the peer is punching with us already, by its own start.
@@ -193,17 +196,25 @@ func (pu *Puncher) end(p peer.ID, r *run) {
 
 // initiate is the coordinator's part.
 func (pu *Puncher) initiate(ctx context.Context, p peer.ID, r *run) (Outcome, error) {
-	talk, cancel := context.WithTimeout(ctx, talkWithin)
+	open, cancel := context.WithTimeout(ctx, talkWithin)
 	defer cancel()
-	m := &meeting{peer: p}
-	defer m.end()
-	mine := pu.report(talk, m, nil)
-	s, err := pu.cfg.Open(talk, p)
+	s, err := pu.cfg.Open(open, p)
 	if err != nil {
 		return Outcome{}, fmt.Errorf("punch %s: %w", p, err)
 	}
 	defer s.Close()
 	defer context.AfterFunc(ctx, func() { s.Reset() })()
+	m := &meeting{peer: p}
+	return twiceIfOfUse(func() (Outcome, error) { return pu.lead(ctx, m, r, s) })
+}
+
+// lead is one attempt as the coordinator.
+func (pu *Puncher) lead(ctx context.Context, m *meeting, r *run, s Stream) (Outcome, error) {
+	p := m.peer
+	talk, cancel := context.WithTimeout(ctx, talkWithin)
+	defer cancel()
+	defer m.end()
+	mine := pu.report(talk, m, nil)
 	s.SetDeadline(time.Now().Add(talkWithin))
 
 	sent := time.Now()
@@ -232,12 +243,18 @@ func (pu *Puncher) initiate(ctx context.Context, p peer.ID, r *run) (Outcome, er
 func (pu *Puncher) respond(ctx context.Context, p peer.ID, s Stream) (Outcome, error) {
 	defer s.Close()
 	defer context.AfterFunc(ctx, func() { s.Reset() })()
+	m := &meeting{peer: p}
+	return twiceIfOfUse(func() (Outcome, error) { return pu.answer(ctx, m, s) })
+}
+
+// answer is one attempt as the other side.
+func (pu *Puncher) answer(ctx context.Context, m *meeting, s Stream) (Outcome, error) {
+	p := m.peer
 	s.SetDeadline(time.Now().Add(talkWithin))
 	theirs, err := readReport(s)
 	if err != nil {
 		return Outcome{}, fmt.Errorf("punch by %s: %w", p, err)
 	}
-	m := &meeting{peer: p}
 	defer m.end()
 	mine := pu.report(ctx, m, &theirs)
 	pu.openNAT(m, mine, theirs)
@@ -250,12 +267,27 @@ func (pu *Puncher) respond(ctx context.Context, p peer.ID, s Stream) (Outcome, e
 	return pu.follow(ctx, m, mine, theirs)
 }
 
+// twiceIfOfUse makes an attempt, and at once another one if fresh sockets may do what the first one could not. If the
+// peer ends the stream before it, the first one's outcome stands.
+func twiceIfOfUse(attempt func() (Outcome, error)) (Outcome, error) {
+	first, err := attempt()
+	if err != nil || !first.again {
+		return first, err
+	}
+	second, err := attempt()
+	if err != nil {
+		return first, nil
+	}
+	second.Took += first.Took
+	return second, nil
+}
+
 // report is ours as the peer will read it, so that both plan from the same. theirs is nil if we do not have it yet.
 func (pu *Puncher) report(ctx context.Context, m *meeting, theirs *Report) Report {
 	r := pu.cfg.Report(ctx)
 	r.Steps = []string{StepDirect, StepOpen, StepForward}
 	if w := pu.cfg.Wire; w != nil {
-		r.Steps = append(r.Steps, StepFresh)
+		r.Steps = append(r.Steps, StepFresh, Again)
 		pu.freshen(ctx, m, &r, theirs)
 		if (w.Guessing == nil || w.Guessing()) && pu.budget.left(m.peer) {
 			r.Steps = append(r.Steps, StepPredict, StepGuess)
@@ -351,7 +383,7 @@ func (pu *Puncher) follow(ctx context.Context, m *meeting, mine, theirs Report) 
 		return o, nil
 	case <-over.C:
 		pu.setVain(p, true)
-		return Outcome{Reason: why(), Took: time.Since(start)}, nil
+		return Outcome{Reason: why(), Took: time.Since(start), again: wantFresh(mine, theirs)}, nil
 	case <-ctx.Done():
 		return Outcome{Reason: why(), Took: time.Since(start)}, ctx.Err()
 	}

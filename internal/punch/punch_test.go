@@ -28,6 +28,7 @@ type side struct {
 
 	fresh             []*fakeSocket
 	refuse, distrusts bool
+	moved             uint16 // how far from where the relay sees it others see the QUIC port
 }
 
 type pipe struct{ net.Conn }

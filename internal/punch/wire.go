@@ -14,7 +14,8 @@ import (
 //	responder ▶ initiator   report ‖ JSON     or  busy
 //	initiator ▶ responder   go                half a round trip before it begins itself
 //
-// Then both follow the plan; the stream is closed when the side has done its part.
+// Then both follow the plan; if it was in vain and wantFresh says so, the same again. The stream is closed when the
+// side has done its part.
 const (
 	kindReport = 'r'
 	kindBusy   = 'b' // a punch between us two is under way, and mine goes first

@@ -30,21 +30,26 @@ func (f Flow) String() string {
 // maxFlows bounds the table of flows: four rounds of a birthday punch of 256 sockets against 1024 ports fit.
 const maxFlows = 1 << 16
 
-// countFlows makes the core count what it forwards.
-func (n *node) countFlows() error {
+// countFlows makes the core, of so many routers in a row, count what it forwards.
+func (n *node) countFlows(routers byte) error {
 	for _, f := range []struct {
 		family         nftables.TableFamily
 		address        nftables.SetDatatype
-		src, dst, size uint32 // offsets and length in the header
+		ttl            uint32 // offsets and length in the header
+		src, dst, size uint32
 	}{
-		{nftables.TableFamilyIPv4, nftables.TypeIPAddr, 12, 16, 4},
-		{nftables.TableFamilyIPv6, nftables.TypeIP6Addr, 8, 24, 16},
+		{nftables.TableFamilyIPv4, nftables.TypeIPAddr, 8, 12, 16, 4},
+		{nftables.TableFamilyIPv6, nftables.TypeIP6Addr, 7, 8, 24, 16},
 	} {
 		words := int(f.size / 4)
 		err := n.install(f.family, "count", func(r *ruleset) {
 			flows := r.set(&nftables.Set{Name: "flows", Size: maxFlows, KeyType: nftables.MustConcatSetType(
 				f.address, f.address, nftables.TypeInetProto, nftables.TypeInetService, nftables.TypeInetService)})
 			c := r.chain(nftables.ChainTypeFilter, nftables.ChainHookForward, atFilter, accept)
+			c.rule(term{ // the kernel has taken one already
+				&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: f.ttl, Len: 1},
+				&expr.Cmp{Op: expr.CmpOpLt, Register: 1, Data: []byte{routers}},
+			}, refuse)
 			for _, proto := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
 				c.rule(l4(proto), term{
 					loadNet(0, f.src, f.size), loadNet(words, f.dst, f.size),
@@ -110,5 +115,5 @@ func (l *Lab) Packets(proto string, src, dst netip.Addr) (packets, bytes uint64)
 // ForgetFlows begins the count anew.
 func (l *Lab) ForgetFlows() {
 	l.t.Helper()
-	l.must(l.core.countFlows(), "reset the core's counters")
+	l.must(l.core.countFlows(l.routers), "reset the core's counters")
 }

@@ -13,7 +13,7 @@
 // What happens to one packet of nas for phone: it crosses the LAN's bridge, its router translates and filters it
 // (nat.go), the home's access cable carries it (cable.go: a veth pair, or with Slow and the like a wire of two TUN
 // devices with a queue of ours between, wire.go), the core routes and counts it (count.go), and so on down the
-// other side. Core, carriers and home routers are routers: each takes one from the TTL.
+// other side. Carriers and home routers are routers: each takes one from the TTL. The core takes five.
 //
 // The core knows only the addresses given out. Everything else, the machine's own network included, is out of
 // reach: packets to it vanish without an answer. Addresses are from ranges that libp2p takes for public (7.0.0.0/8,
@@ -42,8 +42,9 @@ import (
 // Lab is one internet. Its methods fail the test when the kernel refuses something, so they belong in the
 // test's own goroutine. Labs are independent of each other; tests that use them may run in parallel.
 type Lab struct {
-	t    testing.TB
-	core *node
+	t       testing.TB
+	core    *node
+	routers byte // that the core is, for the TTL
 
 	mu     sync.Mutex
 	nodes  []*node
@@ -51,6 +52,16 @@ type Lab struct {
 	cables int // numbers the core's links
 	sites  int // numbers public hosts, homes and carriers: 7.N.0.1, 192.168.N.0/24, 2a00:N::/32
 	severs int
+}
+
+// coreRouters is what the core takes from a packet's TTL: as on the internet, a packet that is to die a few hops from
+// home does not reach a stranger's router.
+const coreRouters = 5
+
+// Near makes the core one router: all are customers of one provider's exchange.
+func (l *Lab) Near() {
+	l.routers = 1
+	l.ForgetFlows()
 }
 
 // gateway is the core's address on each of its links.
@@ -63,10 +74,10 @@ func New(t testing.TB) *Lab {
 	if err := mayUnshare(); err != nil {
 		unavailable(t, fmt.Errorf("network namespace: %w (run as root, or allow user namespaces)", err))
 	}
-	l := &Lab{t: t}
+	l := &Lab{t: t, routers: coreRouters}
 	t.Cleanup(l.close)
 	l.core = l.node("core")
-	if err := l.core.countFlows(); err != nil {
+	if err := l.core.countFlows(l.routers); err != nil {
 		if notSupported(err) {
 			unavailable(t, err)
 		}

@@ -468,7 +468,7 @@ func TestIPv6LetsInOnlyWhoWasCalled(t *testing.T) {
 	}
 }
 
-func TestCoreCountsWhatItCarriesAndIsAHop(t *testing.T) {
+func TestCoreCountsWhatItCarriesAndIsSomeHops(t *testing.T) {
 	t.Parallel()
 	l := New(t)
 	r := newReflectors(t, l)
@@ -479,8 +479,9 @@ func TestCoreCountsWhatItCarriesAndIsAHop(t *testing.T) {
 	}
 	raw, err := c.SyscallConn()
 	check(t, err)
-	// Home router, core, and the far host takes it: 2 dies in the core, 3 arrives.
-	for ttl, want := range map[int]bool{2: false, 3: true} {
+	// Home router, core, and the far host takes it: what dies in the core does not arrive.
+	arrivesWith := func(ttl int, want bool) {
+		t.Helper()
 		check(t, raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_TTL, ttl) }))
 		text := fmt.Sprint("ttl ", ttl)
 		send(t, c, addrPort(r.b1), text)
@@ -488,6 +489,8 @@ func TestCoreCountsWhatItCarriesAndIsAHop(t *testing.T) {
 			t.Errorf("TTL %d arrives: %v", ttl, got)
 		}
 	}
+	arrivesWith(1+coreRouters, false)
+	arrivesWith(1+coreRouters+1, true)
 	packets, bytes := l.Packets("udp", h.PublicAddr(), r.a.Addr())
 	if packets != 7 || bytes != 7*(20+8+5) {
 		t.Errorf("%d packets, %d bytes; sent 7 of 33", packets, bytes)
@@ -502,6 +505,9 @@ func TestCoreCountsWhatItCarriesAndIsAHop(t *testing.T) {
 	if flows := l.Flows(); len(flows) != 0 {
 		t.Errorf("after ForgetFlows: %v", flows)
 	}
+	l.Near()
+	arrivesWith(2, false)
+	arrivesWith(3, true)
 }
 
 func TestLabsSideBySideDoNotMeet(t *testing.T) {
