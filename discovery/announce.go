@@ -24,7 +24,7 @@ import (
 
 const (
 	retryMin = 200 * time.Millisecond // first retry; a relay that restarts is back soon
-	retryMax = 5 * time.Second        // reliability.md §4: "0.2 s→5 s, jittered"
+	retryMax = 5 * time.Second        // slowest retry at a point: one that is back is found within seconds
 	dhtRetry = time.Minute            // slowest retry in the DHT: a failed lookup costs several peers work
 	renewMin = 30 * time.Second       // least time between two successes, whatever was granted
 	reread   = time.Minute            // latest time at which the list of points is read again

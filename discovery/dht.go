@@ -23,7 +23,7 @@ const (
 	// dhtSweep is how often a server drops records past MaxTTL.
 	dhtSweep = 10 * time.Minute
 	// dhtTimeout bounds one lookup or one store. Some 150 ms where everyone
-	// answers (notes/libp2p.md §5); the rest is for servers that are gone.
+	// answers (measured); the rest is for servers that are gone.
 	dhtTimeout = 10 * time.Second
 )
 

@@ -33,7 +33,7 @@ import (
 	ma "github.com/multiformats/go-multiaddr"
 )
 
-// maxKeys is the current discovery key and the last 8 (DESIGN §4).
+// maxKeys is the current discovery key and the last 8: a revocation changes it, and who was away knows an older one.
 const maxKeys = 9
 
 // Config is what a Finder needs to know. Functions are called often, from many

@@ -8,7 +8,7 @@ import (
 )
 
 // Sizes a copy buffer can have. The smallest is what 10 000 idle connections hold
-// twice each (40 MB; io.Copy's 32 KiB would be 640 MB, notes/reliability.md T17), the
+// twice each (40 MB; io.Copy's 32 KiB would be 640 MB), the
 // largest is where reading more at a time stopped being faster (BenchmarkForward): two
 // of a session's messages, for a third that is small costs as much as a large one.
 var bufferSizes = [...]int{2 << 10, 8 << 10, 32 << 10, 2 * session.MessageSize}

@@ -55,8 +55,8 @@ const (
 )
 
 // keepAlive makes the kernel notice a local program or target that vanished
-// without a word: 15 s of silence, then three probes 5 s apart (DESIGN.md §6
-// promises 15 s; there is no idle timeout, silence alone ends nothing).
+// without a word: 15 s of silence, then three probes 5 s apart, so half a minute.
+// There is no idle timeout: silence alone ends nothing.
 var keepAlive = net.KeepAliveConfig{
 	Enable:   true,
 	Idle:     15 * time.Second,

@@ -30,7 +30,7 @@ const (
 	maxServices  = 8192 // short names in a network
 
 	discoveryKeySize    = 32
-	maxOldDiscoveryKeys = 8 // a returning peer is found under the last 8, DESIGN §4
+	maxOldDiscoveryKeys = 8 // a peer that was away is found under the last 8
 
 	rosterDomain = "fwd/roster/1"
 )

@@ -22,7 +22,7 @@ var matrixOut = flag.String("matrix", "", "append the measured tables to this fi
 
 var statistics = flag.Int("statistics", 0, "how many pairs symmetric × port-restricted to measure; 0: none")
 
-// What the ladder may cost a pair, as docs/paths.md promises it (nat.md §8).
+// What the ladder may cost a pair, as docs/paths.md promises it.
 const (
 	openCeiling  = 8 * time.Second  // 0.6 s on a quiet machine, 4.5 s by fresh ports; the tests share theirs
 	openFirstTry = 3 * time.Second  // both rounds of simultaneous open

@@ -43,9 +43,9 @@ import (
 // Resources of the circuit service. The stock ones (128 reservations, 16
 // circuits a peer, 8 reservations an IP, 2 KiB buffers) are meant for strangers.
 const (
-	maxReservations = 4096      // one a peer; rosters have some thousand peers (DESIGN §4)
+	maxReservations = 4096      // one a peer; rosters have up to some thousand
 	maxCircuits     = 1024      // for each peer, as source and destination together
-	copyBuffer      = 64 << 10  // bytes, twice a circuit; 2 KiB halves TCP throughput (notes/libp2p.md §2)
+	copyBuffer      = 64 << 10  // bytes, twice a circuit; libp2p's 2 KiB halves TCP's throughput (measured)
 	reservationTTL  = time.Hour // libp2p's default; clients renew before
 
 	sweepEvery = time.Minute // expired records, full buckets

@@ -13,8 +13,8 @@ const (
 	// maxPerPeer is how many records a peer may have: 9 for its own addresses
 	// (one a discovery key), the rest to spare.
 	maxPerPeer = 64
-	// maxBytes is the memory of all records together: A-12 in reliability.md
-	// allows 16 MiB for whatever is thrown at a point.
+	// maxBytes is the memory of all records together, 16 MiB: a small VPS bears
+	// it, whatever is thrown at its rendezvous.
 	maxBytes = 16 << 20
 	// recordCost is what a record takes beside its own bytes: entry, maps, keys.
 	recordCost = 1024

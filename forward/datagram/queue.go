@@ -3,7 +3,7 @@ package datagram
 import "time"
 
 const (
-	// queueBytes is how much waits for the path, 64 KiB (DESIGN.md §6).
+	// queueBytes is how much waits for the path, 64 KiB: some 50 full packets, a quarter of a second of video at 2 Mbit/s.
 	queueBytes = 64 << 10
 	// queueAge is how long a datagram waits, 200 ms: what a voice call bears. Later it is dropped.
 	queueAge = 200 * time.Millisecond

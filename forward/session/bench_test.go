@@ -20,7 +20,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 )
 
-// The budgets of DESIGN.md §9, session against bare stream in one run:
+// Session against bare stream in one run:
 //
 //	go test -run xxx -bench . ./forward/session
 

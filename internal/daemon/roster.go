@@ -395,7 +395,7 @@ var (
 // heartbeats: the owner signs "epoch N at time T" each hour, so that nobody can
 // withhold a revocation unseen; it travels with the exchanges.
 func (d *Daemon) heartbeats(ctx context.Context) error {
-	tick := time.NewTicker(heartbeatEvery)
+	tick := time.NewTicker(identity.HeartbeatEvery)
 	defer tick.Stop()
 	for {
 		d.mu.Lock()
@@ -417,9 +417,6 @@ func (d *Daemon) heartbeats(ctx context.Context) error {
 		}
 	}
 }
-
-// heartbeatEvery is DESIGN.md §4's.
-const heartbeatEvery = time.Hour
 
 // retire: the network has another owner now, so the key here no longer counts.
 func (d *Daemon) retire(owner *identity.Owner) error {

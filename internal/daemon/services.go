@@ -144,7 +144,7 @@ func (d *Daemon) askOffer(ctx context.Context, f *forwarding) offer {
 	return offerOf(offered, f.service)
 }
 
-// portWait: about what a cold start over a relay takes (DESIGN.md §9). A nicer
+// portWait: about what a cold start over a relay takes (docs/bench.md). A nicer
 // line is worth that, and an offline peer must not hold it up for longer.
 const portWait = time.Second
 

@@ -2,7 +2,7 @@ package node
 
 import "time"
 
-// Which of several connections to a peer is its path (nat.md §5). A pure function of what was measured.
+// Which of several connections to a peer is its path (docs/paths.md). A pure function of what was measured.
 
 const (
 	// A relayed connection is preferred to a direct one, and within a class TCP to QUIC, only where the

@@ -157,7 +157,7 @@ func newParts(cfg *Config, proxy proxyFor, opts basichost.HostOpts) (*parts, err
 	opts.EnablePing = true
 	opts.UserAgent = userAgent
 	// No ObservedAddrsManager: observed addresses are never announced or dialled unpunched (a full
-	// packet to one makes some routers unpunchable, nat.md §3.2); punching asks the relays itself.
+	// packet to one makes some routers unpunchable, docs/paths.md); punching asks the relays itself.
 	if p.host, err = basichost.NewHost(s, &opts); err != nil {
 		return fail(err)
 	}

@@ -57,8 +57,8 @@ func (s *sockets) each(a netip.Addr, f func(*net.UDPConn) error) {
 var opener = make([]byte, 16)
 
 // opener sends one packet to a that dies after ttl hops: it opens our own NATs for answers from a and
-// never arrives. A full packet that arrives too early would make some routers unpunchable for good
-// (their conntrack confirms it, nat.md §3.2).
+// never arrives. A full packet that arrives too early would make some routers unpunchable for good: they
+// take it for a connection to themselves, and give its port pair to nobody else (docs/paths.md).
 func (s *sockets) opener(a netip.AddrPort, ttl int) {
 	if hopLimit(true, ttl) == nil {
 		return

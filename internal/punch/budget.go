@@ -12,7 +12,7 @@ import (
 
 // What guessing may cost. To routers and carriers many packets to many ports look like a scan, and a
 // router's table of connections has some thousand entries. All of these are hard limits: what would go
-// beyond is not sent (nat.md §2.8, where the numbers come from).
+// beyond is not sent.
 const (
 	// packetsPerSecond and packetsAtOnce bound all guessing of this process together. At once goes what
 	// opens our own NAT for one round; it dies two hops away.

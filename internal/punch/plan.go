@@ -10,7 +10,7 @@ import (
 	manet "github.com/multiformats/go-multiaddr/net"
 )
 
-// The ladder's steps (nat.md §8). Both sides compute the same plan from the same two reports, so that
+// The ladder's steps (docs/paths.md). Both sides compute the same plan from the same two reports, so that
 // nothing but "go" has to be said. A further step is one more name here, one more function that plans
 // it, and its own way to act in Puncher.act; it is taken only if both reports list it.
 
