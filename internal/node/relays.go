@@ -185,6 +185,7 @@ func (n *Node) useRelay(ctx context.Context, l *relayLoop, retry *backoff) error
 	pace := backoff{first: retryFirst, last: missingRetry, rand: rand.Float64}
 	var lostAt time.Time
 	for first := true; ; first = false {
+		had := len(n.paths.links(l.relay)) // one that is lost while reserving is lost, too
 		renew, err := n.reserve(ctx, l.relay)
 		if err != nil {
 			if first {
@@ -199,7 +200,6 @@ func (n *Node) useRelay(ctx context.Context, l *relayLoop, retry *backoff) error
 		n.setLoop(l, true, true)
 		n.log.Debug("reserved", "relay", l.relay, "for", renew)
 		timer := time.NewTimer(renew)
-		had := len(n.paths.links(l.relay))
 	wait:
 		for {
 			select {
