@@ -33,7 +33,8 @@ A port alone is for programs of this machine. 0.0.0.0:2222 takes connections at 
 its IPv4 addresses, [::]:2222 at those of IPv6, too.
 
 All connections to a machine share its path: --path direct or relay holds for each of
-them, other forwards' too, while this one stands; the opposite is then refused.
+them, other forwards' too, while this one stands. A second forward to that machine with
+the opposite --path is refused.
 
 A service may be a range of ports; LOCAL is then a range of the same length, or less for
 the first of them. A service for UDP has its datagrams carried, each as a whole and none
@@ -222,7 +223,8 @@ func newDisconnect(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "disconnect [LOCAL]",
 		GroupID: groupForward,
-		Short:   "end a connect, from any terminal; one that was kept for good",
+		Short:   "end a connect, from any terminal",
+		Long:    `End a connect from any terminal. One made with --keep is also forgotten.`,
 		Annotations: map[string]string{
 			partArgs:  "LOCAL\twhere it listens, as \"fwd status\" shows it, or only its port",
 			partExits: "3 8",

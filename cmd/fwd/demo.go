@@ -35,7 +35,7 @@ func newDemo(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:     "demo",
 		GroupID: groupSelf,
-		Short:   "show all of it on this machine, in ten seconds",
+		Short:   "show all of it on this machine, in a few seconds",
 		Long: `Run a relay, a machine that exposes a small web page, and one that connects to it, as
 separate processes on this machine's loopback, with all they keep in a temporary
 folder; fetch the page through them, show each step, the path and the figures; and

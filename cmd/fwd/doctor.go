@@ -17,10 +17,10 @@ func newDoctor(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "doctor",
 		GroupID: groupForward,
-		Short:   "say what stands in the way of a direct path here, and the mend",
+		Short:   "say what stands in the way of a direct path here, and how to fix it",
 		Long: `Examine this machine's way to the network: each relay by UDP, TCP and WebSocket, the
 kind of NAT, port mapping, a second NAT, IPv6, firewall, other tunnels, the clock,
-names, ports and buffers. What is wrong comes with its mend; hints are what works and
+names, ports and buffers. What is wrong comes with its fix; hints are what works and
 could be better. It asks the relays and the router, nobody else, and changes nothing.
 
 The exit status is 0 only when nothing is wrong.`,
@@ -62,8 +62,8 @@ var findingNames = map[string]string{
 	"clock": "clock", "port": "port", "udp-buffers": "UDP buffers", "bbr": "BBR", "lifetime": "lifetime",
 }
 
-// diagnosisLines are three columns, the last one as wide as the screen lets it be, a mend
-// below what it mends, and the sum at the end.
+// diagnosisLines are three columns, the last one as wide as the screen lets it be, a fix
+// below what it fixes, and the sum at the end.
 func diagnosisLines(d daemon.Diagnosis, screen int) (lines []string) {
 	name := func(f daemon.Finding) string {
 		n := findingNames[f.ID]
@@ -99,7 +99,7 @@ func diagnosisLines(d daemon.Diagnosis, screen int) (lines []string) {
 			lines = append(lines, line)
 		}
 		if f.Mend != "" {
-			for _, line := range wrap("mend: "+f.Mend, screen-len(margin)) {
+			for _, line := range wrap("fix: "+f.Mend, screen-len(margin)) {
 				lines = append(lines, margin+line)
 			}
 		}

@@ -22,8 +22,8 @@ func newExpose(a *app) *cobra.Command {
 		Long: `Offer TARGET to the other machines of the network until this command ends; Ctrl-C
 ends it and its connections, and nothing else.
 
-Every member may use it, relays not, unless --allow says who. On a machine that is in
-no network yet, one is made, which this machine then owns.
+Every member may use it, but no relay; --allow says who may instead. On a machine that
+is in no network yet, one is made, which this machine then owns.
 
 One name may stand for a TCP and a UDP target, exposed one by one; who may use them is one
 list.`,
@@ -78,7 +78,8 @@ func newUnexpose(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "unexpose NAME",
 		GroupID: groupForward,
-		Short:   "end an expose, from any terminal; one that was kept for good",
+		Short:   "end an expose, from any terminal",
+		Long:    `End an expose from any terminal. One made with --keep is also forgotten.`,
 		Annotations: map[string]string{
 			partArgs:  "NAME\tthe service, as \"fwd status\" shows it; NAME/tcp or NAME/udp for one of both",
 			partExits: "3 8",
@@ -125,7 +126,7 @@ a service of another machine by its long form, SERVICE.MACHINE.`,
 	}
 	if deny {
 		cmd.Use = "deny SERVICE WHO"
-		cmd.Short = "take that back, open connections included"
+		cmd.Short = "refuse somebody a service; open connections end"
 		cmd.Long = `Keep WHO from using SERVICE of this machine. Open connections end at once, and
 the word stays through restarts and above every --allow. An admin may name a service
 of another machine by its long form, SERVICE.MACHINE.`

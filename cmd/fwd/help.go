@@ -131,10 +131,17 @@ func envRows(cmd *cobra.Command) (rows [][2]string) {
 	if !cmd.HasParent() {
 		return append(rows,
 			[2]string{"FWD_HOME", "one folder for all that fwd keeps: key, roster, socket, log"},
+			[2]string{"FWD_NETWORK", "as --network: which of several networks is meant"},
+			[2]string{"FWD_INVITE", "the invite, for join and for the first up"},
+			[2]string{"FWD_PASSPHRASE", "the passphrase of owner export and owner import"},
 			[2]string{"FWD_LOG", "debug, info, warn or error: what the daemon writes to its log"},
+			[2]string{"FWD_LOG_FORMAT", "text or json: how"},
+			[2]string{"FWD_NO_LAN", "not empty, for the daemon: no mDNS; it neither announces itself on the LAN nor looks there"},
+			[2]string{"FWD_NO_GUESSING", "not empty, for the daemon: no guessing of a NAT's ports"},
 			[2]string{"FWD_JSON", "not empty: as --json"},
-			[2]string{"FWD_…", "each flag of a command has a variable, FWD_CONNECT_TIMEOUT for connect --timeout"},
-			[2]string{"NO_COLOR", "no colour on a terminal either"})
+			[2]string{"FWD_…", "each flag of a command has one: FWD_CONNECT_TIMEOUT for connect --timeout"},
+			[2]string{"HTTPS_PROXY", "the proxy through which the daemon may reach relays; also ALL_PROXY, NO_PROXY"},
+			[2]string{"NO_COLOR", "not empty: no colour on a terminal either"})
 	}
 	if cmd.DisableFlagParsing {
 		return rows

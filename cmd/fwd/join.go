@@ -19,10 +19,10 @@ func newJoin(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "join [INVITE]",
 		GroupID: groupNetwork,
-		Short:   "put this machine on a network",
-		Long: `Put this machine on the network of an invite, which "fwd invite" or "fwd relay"
-printed. Without INVITE it is read from --file, FWD_INVITE or standard input, or asked
-for; an invite on the command line works too, but stays in the shell's history.
+		Short:   "add this machine to a network, with an invite code",
+		Long: `Add this machine to a network with an invite code, which "fwd invite" or "fwd relay"
+printed there. Without INVITE it is read from --file, FWD_INVITE or standard input, or
+asked for; an invite on the command line works too, but stays in the shell's history.
 
 On a machine that already belongs to that network this does nothing and succeeds. One
 that belongs to another one is in both afterwards: "fwd networks" lists them, and -n
@@ -165,7 +165,7 @@ func newInvite(a *app) *cobra.Command {
 		Use:     "invite",
 		GroupID: groupNetwork,
 		Short:   "print a code that lets another machine in",
-		Long: `Print a code with which "fwd join" puts another machine on the network: once, within
+		Long: `Print a code with which "fwd join" adds another machine to the network: once, within
 24 hours, as a member, unless the flags say otherwise. Works on the network's owner
 and on admins. Who has the code can join, so give it to that machine's person only.
 

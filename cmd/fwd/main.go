@@ -1,4 +1,4 @@
-// Fwd forwards TCP ports between one's own machines, wherever they are.
+// Fwd forwards ports between one's own machines, wherever they are.
 //
 // This package is words in, words out: arguments, help, messages and the exit
 // status, one file a command. What a command wants is sent to the home's daemon
@@ -84,17 +84,17 @@ func newRoot(a *app) *cobra.Command {
 	var version, json bool
 	root := &cobra.Command{
 		Use:   "fwd",
-		Short: "forward TCP ports between your own machines, wherever they are",
-		Long: `fwd makes a TCP port of one of your machines appear on another, through NATs and
-firewalls: over a relay of your own at once, directly as soon as that can be had,
-encrypted from end to end, with connections that outlive a change of path.
+		Short: "forward ports between your own machines, wherever they are",
+		Long: `fwd makes a port of one machine appear on another, through NAT and firewalls. You run
+one small server, the relay. Traffic starts through it and moves to a direct path,
+encrypted end to end, without dropping open connections.
 
-Machines belong together by a roster that its owner signs. To begin, run "fwd relay"
-on a server with a public address, "fwd join" on the first machine with the invite it
-prints ("fwd invite" there makes those for all others), and then:`,
+A network is your machines; the machine that has its key, the owner, decides which they
+are. To begin, run "fwd relay" on a server with a public address, and "fwd join" with the
+invite it prints on the first machine ("fwd invite" there makes those for all others):`,
 		Example: `fwd expose 22 --name nas       # on the machine that has the port
 fwd connect nas 2222           # on another; then: ssh -p 2222 localhost
-fwd demo                       # all of it on this machine, in ten seconds`,
+fwd demo                       # all of it on this machine, in a few seconds`,
 		Args: func(cmd *cobra.Command, args []string) error { return unknownCommand(cmd, args) },
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if version {
@@ -115,7 +115,7 @@ fwd demo                       # all of it on this machine, in ten seconds`,
 		SilenceErrors:    true,
 		SilenceUsage:     true,
 	}
-	root.PersistentFlags().BoolVar(&json, "json", envAsksForJSON(), "print JSON: one value for a listing, one a line for what lasts")
+	root.PersistentFlags().BoolVar(&json, "json", envAsksForJSON(), "print JSON: a listing is one value; long-running commands print one object per line")
 	root.Flags().BoolVar(&version, "version", false, "print the version, as fwd version does")
 	root.PersistentFlags().StringVarP(&a.network, "network", "n", "", "in the network that this machine calls `NAME`, if it is in several")
 	root.CompletionOptions.DisableDefaultCmd = true

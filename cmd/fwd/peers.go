@@ -69,8 +69,8 @@ func newRevoke(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:     "revoke PEER",
 		GroupID: groupNetwork,
-		Short:   "put a machine out of the network, at once",
-		Long: `Put a machine out of the network. The others end their connections with it within
+		Short:   "remove a machine from the network, at once",
+		Long: `Remove a machine from the network. The others end their connections with it within
 a second; it does not come back without a new invite, for the one by which it came ends,
 even if that was for further machines. Works on the owner and on admins.`,
 		Example: "fwd revoke phone",

@@ -16,9 +16,9 @@ func newSpeed(a *app) *cobra.Command {
 		Use:     "speed NAME",
 		GroupID: groupForward,
 		Short:   "measure how much the ways to a machine carry",
-		Long: `Measure how much the paths to a machine carry, by relay and direct, each direction
-for three seconds. The machine itself is measured with, no service of it; what a path
-carries meanwhile is beside it. Members may, guests may not.`,
+		Long: `Measure how much the paths to a machine carry, through a relay and direct, each
+direction for three seconds. The machine itself is measured with, no service of it;
+what a path carries meanwhile is beside it. Members may, guests may not.`,
 		Example: "fwd speed nas\nfwd speed nas-box --path direct --for 10s\nfwd speed nas --json",
 		Annotations: map[string]string{
 			partArgs:  "NAME\tmachine, service or peer ID",
