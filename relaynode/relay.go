@@ -11,7 +11,7 @@
 //   - circuits (libp2p circuit-relay v2) from member to member, without the
 //     stock limits on bytes and time, and within the Limits the owner sets;
 //   - a rendezvous point (/fwd/rendezvous/1): who is where, see docs/rendezvous.md;
-//   - reflection (/fwd/reflect/1 and plain UDP): the address a peer is seen at.
+//   - reflection (/fwd/reflect/1, plain UDP and TCP): the address a peer is seen at.
 //
 // What happens to one circuit: the exposing peer reserves; the connecting peer
 // asks for it; the access list is asked about both; the bytes of the two

@@ -75,7 +75,7 @@ type Info struct {
 	Until      time.Time // when a detached one is given up; zero if open
 }
 
-// LaneInfo is one lane as `fwd status` shows it.
+// LaneInfo is one lane at this moment. `fwd status` shows sessions; tests look at lanes.
 type LaneInfo struct {
 	Peer       peer.ID
 	Role       string // "entry": we attach; "exit": the peer does

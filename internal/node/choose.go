@@ -73,7 +73,7 @@ func (a measured) beats(b measured) bool {
 }
 
 // carries says whether a, by a transport that the kernel runs, may carry what moves much where b is the path: TCP with TLS
-// moves it at a third of QUIC's CPU time (docs/bench.md), if a is as good a way otherwise.
+// moves it at a quarter of QUIC's CPU time (docs/bench.md), if a is as good a way otherwise.
 func (a measured) carries(b measured) bool {
 	return !a.quic && a.asGood(b)
 }

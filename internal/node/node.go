@@ -15,7 +15,7 @@
 // nothing uses it again.
 //
 // Every stream that comes in passes the guard: peers outside the roster get nothing but identify,
-// ping, and what Config.Open names. Connections that we dial ourselves enter by the door (door.go).
+// ping, AutoNAT's dial-back (which counts only where we asked for it), and what Config.Open names. Connections that we dial ourselves enter by the door (door.go).
 //
 // Node knows no names, services or TCP targets, decides nothing about who belongs, and stores nothing.
 package node
