@@ -87,6 +87,94 @@ func TestDocumentsLinkWhatIsThere(t *testing.T) {
 	}
 }
 
+// Who follows a document gets one file that runs anywhere: with cgo, which is what Go does
+// where there is a C compiler, the program wants the system's C library.
+func TestDocumentsBuildOneFile(t *testing.T) {
+	found := 0
+	for path, text := range documents(t) {
+		for n, line := range strings.Split(text, "\n") {
+			if !strings.Contains(line, "go build -") {
+				continue
+			}
+			found++
+			if !strings.Contains(line, "CGO_ENABLED=0") {
+				t.Errorf("%s:%d: built with cgo: %s", path, n+1, line)
+			}
+		}
+	}
+	if found < 5 {
+		t.Errorf("only %d builds were found", found)
+	}
+}
+
+// Every variable that fwd reads is in operate.md and, but for those that only its units
+// set, in "fwd --help".
+func TestEveryVariableIsTold(t *testing.T) {
+	reads := regexp.MustCompile(`(?:Getenv|LookupEnv)\("((?:FWD_|NO_)[A-Z_]+)"\)`)
+	operate := documents(t)["../../docs/operate.md"]
+	help := map[string]bool{"FWD_CONFIG": true, "FWD_SYSTEM": true}
+	for _, row := range envRows(newRoot(&app{out: newOutput(os.Stdout, os.Stderr)})) {
+		help[row[0]] = true
+	}
+	found := map[string]bool{}
+	for _, file := range sources(t, ".", "../../internal/daemon") {
+		for _, m := range reads.FindAllStringSubmatch(file, -1) {
+			found[m[1]] = true
+		}
+	}
+	for name := range found {
+		if !strings.Contains(operate, "`"+name+"`") {
+			t.Errorf("%s is not in docs/operate.md", name)
+		}
+		if !help[name] {
+			t.Errorf("%s is not in fwd --help", name)
+		}
+	}
+	if len(found) < 8 {
+		t.Errorf("only %v were found", found)
+	}
+}
+
+// Every metric is in operate.md's table.
+func TestEveryMetricIsTold(t *testing.T) {
+	made := regexp.MustCompile(`(?:gauge|counter)\("(\w+)"`)
+	operate := documents(t)["../../docs/operate.md"]
+	found := 0
+	for _, file := range sources(t, "../../internal/daemon") {
+		for _, m := range made.FindAllStringSubmatch(file, -1) {
+			found++
+			if !strings.Contains(operate, "`fwd_"+m[1]) {
+				t.Errorf("fwd_%s is not in docs/operate.md", m[1])
+			}
+		}
+	}
+	if found < 20 {
+		t.Errorf("only %d were found", found)
+	}
+}
+
+// sources are the texts of these folders' Go files, tests aside.
+func sources(t *testing.T, folders ...string) (list []string) {
+	t.Helper()
+	for _, folder := range folders {
+		paths, err := filepath.Glob(filepath.Join(folder, "*.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range paths {
+			if strings.HasSuffix(path, "_test.go") {
+				continue
+			}
+			b, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			list = append(list, string(b))
+		}
+	}
+	return list
+}
+
 // documents are the texts for people, by path.
 func documents(t *testing.T) map[string]string {
 	t.Helper()
