@@ -17,26 +17,48 @@ import (
 // when they meet; until then the higher term counts.
 
 // Transfer is the network key for the machine that is to be the owner: to be sent to
-// it over a connection that proves who it is, and kept nowhere else.
-func (o *Owner) Transfer(to peer.ID, now time.Time) ([]byte, error) {
+// it over a connection that proves who it is, and kept nowhere else. Until stay is
+// called nothing is signed here (ErrMoving): who joined now would not be on the roster
+// that the other one goes on from.
+func (o *Owner) Transfer(to peer.ID, now time.Time) (key []byte, stay func(), err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if err := o.mayMoveLocked(to); err != nil {
+		return nil, nil, err
+	}
+	if key, err = crypto.MarshalPrivateKey(o.key); err != nil {
+		return nil, nil, fmt.Errorf("move to %s: %w", to, err)
+	}
+	o.moving = true
+	return key, func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.moving = false
+	}, nil
+}
+
+// MayMove says whether a machine can be the owner.
+func (o *Owner) MayMove(to peer.ID) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.mayMoveLocked(to)
+}
+
+func (o *Owner) mayMoveLocked(to peer.ID) error {
 	cur, err := o.currentLocked()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	e, ok := cur.Entry(to)
 	switch {
 	case !ok:
-		return nil, fmt.Errorf("move to %s: %w", to, ErrUnknownName)
+		return fmt.Errorf("move to %s: %w", to, ErrUnknownName)
+	case o.moving:
+		return fmt.Errorf("move to %s: %w", e.Name, ErrMoving)
 	case to == o.self, !e.Expires.IsZero(), e.guest():
-		return nil, fmt.Errorf("move to %s: %w: the owner is another machine, that belongs for good", e.Name, ErrNotAllowed)
+		return fmt.Errorf("move to %s: %w: the owner is another machine, that belongs for good", e.Name, ErrNotAllowed)
 	}
-	key, err := crypto.MarshalPrivateKey(o.key)
-	if err != nil {
-		return nil, fmt.Errorf("move to %s: %w", e.Name, err)
-	}
-	return key, nil
+	return nil
 }
 
 // Succeed makes this machine the owner by the key that the present one, from, handed

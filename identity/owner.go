@@ -36,6 +36,8 @@ var (
 	// ErrMoved says that the network key at hand no longer counts: by the newest
 	// roster another machine is the owner.
 	ErrMoved = errors.New("this machine is not the network's owner any more")
+	// ErrMoving says that the network is on its way to another owner: nothing is signed here.
+	ErrMoving = errors.New("the network is moving to another owner")
 	// ErrNotAllowed says that the roster does not let the peer do it.
 	ErrNotAllowed = errors.New("not allowed")
 )
@@ -54,6 +56,7 @@ type Owner struct {
 	mu      sync.Mutex // one change at a time
 	ledger  ledger
 	guesses map[[inviteIDSize]byte]guesses
+	moving  bool // the key is with another machine, which goes on from our newest roster
 }
 
 // CreateNetwork makes a network key in dir and the first roster in the book: this
@@ -254,6 +257,9 @@ func (o *Owner) currentLocked() (*Sealed, error) {
 
 // signLocked seals next, which follows cur, and turns the book to it.
 func (o *Owner) signLocked(now time.Time, cur, next *Roster) (*Sealed, error) {
+	if o.moving {
+		return nil, fmt.Errorf("change roster: %w", ErrMoving)
+	}
 	next.Network, next.Owner, next.Issued, next.For = o.Network(), o.self, now, ""
 	next.Entries = slices.DeleteFunc(next.Entries, func(e Entry) bool {
 		return e.Peer != o.self && !e.Expires.IsZero() && now.After(e.Expires.Add(pruneAfter))

@@ -67,7 +67,7 @@ func TestCrashWhileFoundingLeavesNoNetworkOrAWholeOne(t *testing.T) {
 func TestCrashWhileTheOwnerMovesLeavesHomesThatOpen(t *testing.T) {
 	n := newNetwork(t)
 	next := n.join(t, "next", InviteOptions{})
-	key, err := n.owner.Transfer(next.id, t0)
+	key, _, err := n.owner.Transfer(next.id, t0)
 	must(t, err)
 	dir := filepath.Dir(next.book.path)
 	opens := func(dir string, m *machine) *Owner {
@@ -514,17 +514,21 @@ func TestMovedNetworkHasOneOwnerAndInvitesOfTheOldEnd(t *testing.T) {
 	open, err := n.owner.Invite(InviteOptions{}, t0)
 	must(t, err)
 	for _, p := range []peer.ID{n.id, guest.id, brief.id} {
-		_, err := n.owner.Transfer(p, t0)
+		_, _, err := n.owner.Transfer(p, t0)
 		wantErr(t, err, ErrNotAllowed)
 	}
-	key, err := n.owner.Transfer(a.id, t0)
+	key, stay, err := n.owner.Transfer(a.id, t0)
 	must(t, err)
+	_, err = n.owner.Update(t0, func(*Roster) error { return nil })
+	wantErr(t, err, ErrMoving) // it would be on a roster that the next owner does not go on from
+	_, _, err = n.owner.Transfer(brief.id, t0)
+	wantErr(t, err, ErrMoving)
 	_, err = a.book.Adopt(n.book.Current().Envelope)
 	must(t, err)
 	dir := filepath.Dir(a.book.path)
 
 	other := newNetwork(t)
-	foreign, err := other.owner.Transfer(other.join(t, "b", InviteOptions{}).id, t0)
+	foreign, _, err := other.owner.Transfer(other.join(t, "b", InviteOptions{}).id, t0)
 	must(t, err)
 	for name, c := range map[string]struct {
 		key  []byte
@@ -541,6 +545,7 @@ func TestMovedNetworkHasOneOwnerAndInvitesOfTheOldEnd(t *testing.T) {
 	if s := a.book.Current(); s.Owner != a.id || s.Term != 2 || len(s.Entries) != 4 {
 		t.Fatalf("roster %s of owner %s with %d entries", s.number(), s.Owner, len(s.Entries))
 	}
+	stay()
 	must(t, n.owner.Rename(guest.id, "late", t0)) // the old owner has not heard yet
 	late := n.book.Current().Envelope
 	_, err = n.owner.Adopt(a.book.Current().Envelope, t0)

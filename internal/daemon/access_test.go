@@ -300,6 +300,28 @@ func TestTheOwnerMovesAndThenObeysTheNewOne(t *testing.T) {
 	wantCode(t, err, "not-owner")
 }
 
+// Who joined a moment ago would be lost by a new owner that goes on from the roster of before.
+func TestTheNewOwnerWaitsForTheRosterThatItGoesOnFrom(t *testing.T) {
+	relay, first := newRelay(t)
+	nas := &machine{t, Home{State: shortTemp(t)}}
+	d := nas.start(0)
+	nas.must(JoinRequest{Invite: first, As: "nas-box"})
+	eventually(t, "the roster's arrival", func() bool { return d.book.Current() != nil })
+	s := d.book.Current()
+	if err := d.awaitRoster(t.Context(), s.Term, s.Epoch); err != nil {
+		t.Fatal(err)
+	}
+	brief, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	wantCode(t, d.awaitRoster(brief, s.Term, s.Epoch+1), "unreachable")
+	waited := make(chan error, 1)
+	go func() { waited <- d.awaitRoster(t.Context(), s.Term, s.Epoch+1) }()
+	newMachine(t).must(JoinRequest{Invite: relay.invite(), As: "phone"})
+	if err := await(t, waited, "the roster with the phone"); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestAReplacedMachineKeepsItsPlaceAndItsUsersAreAskedFirst(t *testing.T) {
 	relay, first := newRelay(t)
 	old, laptop, fresh := newMachine(t), newMachine(t), newMachine(t)

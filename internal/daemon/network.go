@@ -342,8 +342,7 @@ func (d *Daemon) ownerMove(ctx context.Context, req OwnerMoveRequest, emit func(
 		return err
 	}
 	name := d.nameOf(p)
-	key, err := owner.Transfer(p, d.now())
-	if errors.Is(err, identity.ErrNotAllowed) {
+	if err := owner.MayMove(p); errors.Is(err, identity.ErrNotAllowed) {
 		return usage("choose a member or relay that stays", "%s cannot be the owner: %v", name, err)
 	} else if err != nil {
 		return fmt.Errorf("move the network key: %w", err)
@@ -351,11 +350,17 @@ func (d *Daemon) ownerMove(ctx context.Context, req OwnerMoveRequest, emit func(
 	if err := d.node.Connect(ctx, p); err != nil {
 		return d.unreachable(name, err)
 	}
+	key, stay, err := owner.Transfer(p, d.now())
+	if err != nil {
+		return fmt.Errorf("move the network key: %w", err)
+	}
+	defer stay() // if it does not take over
+	s := d.book.Current()
 	if err := d.exchange(ctx, p); err != nil { // it goes on from the newest roster
 		return d.unreachable(name, err)
 	}
-	err = d.ask(ctx, p, "succeed", SucceedRequest{Key: key}, func(Event) {})
-	s := d.book.Current()
+	err = d.ask(ctx, p, "succeed", SucceedRequest{Key: key, Term: s.Term, Epoch: s.Epoch}, func(Event) {})
+	s = d.book.Current()
 	if s == nil || s.Owner != p {
 		if err == nil {
 			err = errors.New("it did not show the roster that says so")
@@ -368,7 +373,10 @@ func (d *Daemon) ownerMove(ctx context.Context, req OwnerMoveRequest, emit func(
 }
 
 // succeed is the other machine's half.
-func (d *Daemon) succeed(from peer.ID, req SucceedRequest) error {
+func (d *Daemon) succeed(ctx context.Context, from peer.ID, req SucceedRequest) error {
+	if err := d.awaitRoster(ctx, req.Term, req.Epoch); err != nil {
+		return err
+	}
 	d.founding.Lock()
 	defer d.founding.Unlock()
 	owner, err := identity.Succeed(d.home.State, d.book, req.Key, from, d.self, d.now())
@@ -378,6 +386,26 @@ func (d *Daemon) succeed(from peer.ID, req SucceedRequest) error {
 	d.own(owner)
 	d.log.Warn("this machine owns the network now", "from", d.nameOf(from))
 	return nil
+}
+
+// awaitRoster waits for a roster that is under way: one that was sent is not yet read.
+func (d *Daemon) awaitRoster(ctx context.Context, term, epoch uint64) error {
+	changes, stop := d.book.Watch()
+	defer stop()
+	for {
+		s := d.book.Current()
+		if s == nil {
+			return errNoNetwork
+		}
+		if s.Term > term || s.Term == term && s.Epoch >= epoch {
+			return nil
+		}
+		select {
+		case <-changes:
+		case <-ctx.Done():
+			return fail(ExitUnreachable, "unreachable", "try again", "%s does not have roster %d.%d yet", d.nameOf(d.self), term, epoch)
+		}
+	}
 }
 
 // leave carries out `fwd leave`.

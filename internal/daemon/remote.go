@@ -47,7 +47,9 @@ var mayAsk = map[string]identity.Capability{
 // SucceedRequest hands the network key to the machine that is to be the owner.
 // No command of its own: `fwd owner move` makes it.
 type SucceedRequest struct {
-	Key []byte `json:"key"`
+	Key   []byte `json:"key"`
+	Term  uint64 `json:"term,omitempty"` // of the roster to go on from; older owners name none
+	Epoch uint64 `json:"epoch,omitempty"`
 }
 
 // carryOut does p's request and collects the answer. Only what this machine can
@@ -80,7 +82,7 @@ func (d *Daemon) carryOut(p peer.ID, req Request) ([]Event, *Failure) {
 	case "hand-on":
 		err = with(req, func(r HandOnRequest) error { return d.grantHandOver(owner, p, r.Word) })
 	case "succeed":
-		err = with(req, func(r SucceedRequest) error { return d.succeed(p, r) })
+		err = with(req, func(r SucceedRequest) error { return d.succeed(ctx, p, r) })
 	case "allow":
 		err = with(req, func(r AllowRequest) error { return d.grantAllow(ctx, r, emit) })
 	default:
