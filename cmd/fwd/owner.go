@@ -46,8 +46,12 @@ for, or read from --passphrase-file or FWD_PASSPHRASE.`,
 		}
 		return a.ask(cmd.Context(), daemon.OwnerExportRequest{Passphrase: passphrase}, func(e daemon.Event) {
 			var backup []byte
-			if a.out.json || e.Event != "result" || json.Unmarshal(e.Result, &backup) != nil {
+			if e.Event != "result" || json.Unmarshal(e.Result, &backup) != nil {
 				a.tell(e)
+				return
+			}
+			if a.out.json {
+				a.out.object(exported{Backup: string(backup)})
 				return
 			}
 			a.out.answer("%s", strings.TrimSpace(string(backup)))
@@ -57,13 +61,33 @@ for, or read from --passphrase-file or FWD_PASSPHRASE.`,
 	return cmd
 }
 
+// exported is what `fwd owner export --json` prints.
+type exported struct {
+	Backup string `json:"backup"`
+}
+
+// backupIn is the backup in what export printed: itself, or in JSON. A bare JSON string, of the backup in base64, is what
+// export --json printed once; such a file may be all that is left of a network's key.
+func backupIn(text string) []byte {
+	var printed exported
+	if json.Unmarshal([]byte(text), &printed) == nil && printed.Backup != "" {
+		return []byte(printed.Backup)
+	}
+	var once []byte
+	if json.Unmarshal([]byte(text), &once) == nil {
+		return once
+	}
+	return []byte(text)
+}
+
 func newOwnerImport(a *app) *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
 		Use:   "import [FILE]",
 		Short: "make this machine the network's owner, from a backup",
 		Long: `Restore the network's key from what "fwd owner export" printed, from FILE or standard
-input. This machine then owns the network, and the one that did no longer does.`,
+input, --json's line too. This machine then owns the network, and the one that did no
+longer does.`,
 		Example: "fwd owner import home.key",
 		Annotations: map[string]string{
 			partArgs:  "FILE\tthe backup; default standard input",
@@ -88,7 +112,7 @@ input. This machine then owns the network, and the one that did no longer does.`
 		if err != nil {
 			return err
 		}
-		return a.ask(cmd.Context(), daemon.OwnerImportRequest{Backup: []byte(text), Passphrase: passphrase}, a.tell)
+		return a.ask(cmd.Context(), daemon.OwnerImportRequest{Backup: backupIn(text), Passphrase: passphrase}, a.tell)
 	}
 	return cmd
 }
