@@ -75,7 +75,7 @@ func (a *app) up(ctx context.Context, req daemon.UpRequest) error {
 			}
 		case e.Event == "joined":
 			a.sayJoined(a.joined(e))
-		case e.Event == "error":
+		case e.Event == "wish-failed":
 			// The log has it; it is for --json.
 		default:
 			a.relayed(e)

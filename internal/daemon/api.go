@@ -189,7 +189,8 @@ type (
 //	page       URL: it is served
 //	profile    Result: the next piece of the bytes that DebugRequest asked for
 //	status, ls, peers, invites, doctor, speed, result   Result: the command's one answer
-//	error      Failure
+//	wish-failed  Wish, Failure: it is tried again (the wish "relay": at the next start)
+//	error      Failure: the last, as "done"
 //	done
 type Event struct {
 	Event   string          `json:"event"`
@@ -207,6 +208,7 @@ type Event struct {
 	Path    *Path           `json:"path,omitempty"`
 	Session *Session        `json:"session,omitempty"`
 	Seq     int             `json:"seq,omitempty"`
+	Wish    string          `json:"wish,omitempty"`
 	Result  json.RawMessage `json:"result,omitempty"`
 	*Failure
 }

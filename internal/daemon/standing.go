@@ -164,7 +164,7 @@ func (u *up) failed(s *standing, err error) {
 	s.outcome(f)
 	if !told && !asked && f != errNoNetwork {
 		u.d.log.Warn("a wish fails; it is tried again", "wish", key, "err", f.What)
-		u.tell(Event{Event: "error", Message: key, Failure: f})
+		u.tell(Event{Event: "wish-failed", Wish: key, Failure: f})
 	}
 }
 

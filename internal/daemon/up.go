@@ -103,7 +103,7 @@ func (u *up) serve(ctx context.Context, invite string, plan *relayPlan) error {
 		u.tasks.Go(func() {
 			if err := u.d.runRelay(ctx, plan, u.tell); err != nil && ctx.Err() == nil {
 				u.d.log.Error("relay", "err", err)
-				u.tell(Event{Event: "error", Failure: failureOf(err)})
+				u.tell(Event{Event: "wish-failed", Wish: "relay", Failure: failureOf(err)})
 			}
 		})
 	} else if u.d.book.Current() == nil {

@@ -222,6 +222,29 @@ func TestAChangeOfTheFileIsToldOnce(t *testing.T) {
 	}
 }
 
+// "error" is a command's last word: a supervisor that hears it may act on it. fwd up goes on.
+func TestAFailingWishIsNotToldAsTheEnd(t *testing.T) {
+	home := newHome(t)
+	newOrphans(t, time.Hour).admit(home, "laptop", identity.InviteOptions{})
+	write(t, home.Config, "[[connect]]\nservice = 'nas'\n[[expose]]\ntarget = 'localhost:9'\nname = 'web'\n")
+	events := make(chan Event, 64)
+	laptop := newUpTold(t, home, UpRequest{}, func(e Event) { events <- e })
+	for failed, exposed := false, false; !failed || !exposed; {
+		switch e := await(t, events, "the failing wish and the other one"); e.Event {
+		case "error":
+			t.Fatalf("fwd up goes on, and says %+v", e)
+		case "wish-failed":
+			failed = true
+			if e.Wish != "connect nas" || e.Failure == nil || e.Code != "unknown-name" {
+				t.Errorf("got %+v, %+v", e, e.Failure)
+			}
+		case "exposed":
+			exposed = true
+		}
+	}
+	laptop.wishIs("connect nas", stateFailing)
+}
+
 // A wish takes the file's new words also while it is being fulfilled by the old ones.
 func TestAChangeOfAWishThatIsBeingTriedIsNotLost(t *testing.T) {
 	home := newHome(t)
