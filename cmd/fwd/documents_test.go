@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -69,6 +70,29 @@ func TestDocumentsShowRightConfigurations(t *testing.T) {
 	}
 	if found == 0 {
 		t.Error("no configuration was found")
+	}
+}
+
+// The table of exit codes says what every help text does, and what may be tried again.
+func TestExitCodesAreToldTheSameEverywhere(t *testing.T) {
+	page, err := os.ReadFile("../../docs/operate.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range exitStatus {
+		text, again, _ := strings.Cut(e.text, ": ")
+		row := fmt.Sprintf("\n| %d | %s | ", e.code, text)
+		switch {
+		case e.code > daemon.ExitNoDaemon: // signals
+			continue
+		case again == "do not retry":
+			row += "no |"
+		case again == "retry":
+			row += "yes |"
+		}
+		if !strings.Contains(string(page), row) {
+			t.Errorf("docs/operate.md does not have the row %q", row)
+		}
 	}
 }
 

@@ -17,7 +17,7 @@ var exitStatus = []struct {
 	{daemon.ExitFailed, "failed"},
 	{daemon.ExitUsage, "wrong usage or configuration"},
 	{daemon.ExitUnknownName, "no such name or peer on the roster: do not retry"},
-	{daemon.ExitRefused, "refused, a bad invite included"},
+	{daemon.ExitRefused, "refused, a bad invite included: do not retry"},
 	{daemon.ExitIdentityChanged, "the identity behind a name changed: do not retry"},
 	{daemon.ExitUnreachable, "known, but not reached in time: retry"},
 	{daemon.ExitLocalPort, "the local port is not available"},

@@ -34,7 +34,7 @@ fwd expose 8000-8010 --name web
 fwd expose unix:/var/run/docker.sock --hold 1h`,
 		Annotations: map[string]string{
 			partArgs:  "TARGET\t22, host:22, [::1]:22, 8000-8010, 53/udp, or unix:/path/to/socket",
-			partExits: "4",
+			partExits: "3 4",
 		},
 		Args: words(1, 1),
 	}

@@ -27,8 +27,9 @@ machine knows it sees the page.
 
 The page changes nothing unless --manage allows it; then it has forms to allow, deny,
 revoke and expose.`,
-		Example: "fwd ui\nfwd ui --open --manage",
-		Args:    noArgs,
+		Example:     "fwd ui\nfwd ui --open --manage",
+		Annotations: map[string]string{partExits: "7"},
+		Args:        noArgs,
 	}
 	cmd.Flags().BoolVar(&req.Manage, "manage", false, "let the page allow, deny, revoke and expose")
 	cmd.Flags().IntVar(&req.Port, "port", 0, "the `PORT` of loopback; default a free one")

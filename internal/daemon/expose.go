@@ -163,7 +163,9 @@ func (d *Daemon) removeService(svc *service) {
 // takes no access with it, and one that is gone later spoils nothing.
 func (d *Daemon) fixWords(ctx context.Context, name string, words []string) ([]string, error) {
 	list, err := d.parseAllow(ctx, words)
-	if err != nil {
+	if errors.Is(err, identity.ErrUnknownName) {
+		return nil, fail(ExitUnknownName, "unknown-name", "machines are listed by: fwd peers", "who may use %s: %v", name, err)
+	} else if err != nil {
 		return nil, usage(whoHint, "who may use %s: %v", name, err)
 	}
 	return list.Words(), nil

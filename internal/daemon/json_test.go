@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -39,13 +40,22 @@ func TestEveryJSONFieldIsDocumented(t *testing.T) {
 	}
 }
 
-// And every code of a failure.
+// And every code of a failure, in the row of the exit code that it comes with, and in no other.
 func TestEveryFailuresCodeIsDocumented(t *testing.T) {
 	page, err := os.ReadFile("../../docs/json.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	written := regexp.MustCompile(`(?:fail\(Exit\w+, |Code\w*(?::| =) *)"([a-z-]+)"`)
+	exits := map[string]int{"ExitFailed": ExitFailed, "ExitUsage": ExitUsage, "ExitUnknownName": ExitUnknownName, "ExitRefused": ExitRefused,
+		"ExitIdentityChanged": ExitIdentityChanged, "ExitUnreachable": ExitUnreachable, "ExitLocalPort": ExitLocalPort, "ExitNoDaemon": ExitNoDaemon}
+	rows := map[string][]int{} // the rows in which a code stands
+	for _, row := range regexp.MustCompile(`(?m)^\| (\d) \| (.*) \|$`).FindAllStringSubmatch(string(page), -1) {
+		for _, code := range regexp.MustCompile("`([a-z-]+)`").FindAllStringSubmatch(row[2], -1) {
+			exit, _ := strconv.Atoi(row[1])
+			rows[code[1]] = append(rows[code[1]], exit)
+		}
+	}
+	written := regexp.MustCompile(`(?:fail\((Exit\w+), |Code: *|Code\w+ = )"([a-z-]+)"(?:, Exit: (?:daemon\.)?(Exit\w+))?`)
 	found := 0
 	for _, folder := range []string{".", "../../cmd/fwd"} {
 		files, err := filepath.Glob(folder + "/*.go")
@@ -59,8 +69,9 @@ func TestEveryFailuresCodeIsDocumented(t *testing.T) {
 			}
 			for _, m := range written.FindAllStringSubmatch(string(source), -1) {
 				found++
-				if !strings.Contains(string(page), "`"+m[1]+"`") {
-					t.Errorf("%s: the code %s is not in docs/json.md", file, m[1])
+				exit, told := exits[m[1]+m[3]] // not where the code alone is written
+				if len(rows[m[2]]) != 1 || told && rows[m[2]][0] != exit {
+					t.Errorf("%s: the code %s comes with %s, and stands in docs/json.md at %v", file, m[2], m[1]+m[3], rows[m[2]])
 				}
 			}
 		}

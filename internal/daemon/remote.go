@@ -202,9 +202,9 @@ func (d *Daemon) grantClaim(owner *identity.Owner, p peer.ID, claim ClaimRequest
 		}
 		holder, ok := s.Services[claim.Service]
 		if !ok { // then it is a machine's
-			return fail(ExitRefused, "name-taken", "", "%q is a machine's name", claim.Service)
+			return fail(ExitFailed, "name-taken", "", "%q is a machine's name", claim.Service)
 		}
-		return fail(ExitRefused, "name-taken", "", "the short name %q belongs to %s", claim.Service, d.nameOf(holder))
+		return fail(ExitFailed, "name-taken", "", "the short name %q belongs to %s", claim.Service, d.nameOf(holder))
 	}
 	return err
 }
