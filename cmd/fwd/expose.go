@@ -41,7 +41,7 @@ fwd expose unix:/var/run/docker.sock --hold 1h`,
 	cmd.Flags().StringVar(&req.Name, "name", "", "the service's `NAME`; default by the port: ssh, http, …")
 	cmd.Flags().StringSliceVar(&req.Allow, "allow", nil, "`WHO` may use it: machine, peer ID, tag:T, members; default members")
 	cmd.Flags().BoolVar(&req.Keep, "keep", false, "\"fwd up\" and the service do it too, from now on; if one runs, it takes over")
-	hold := spanVar(cmd, "hold", "how long connections outlive an outage; default 24h")
+	hold := spanVar(cmd, "hold", "how long connections outlive an outage, if less than either end's limit: 24h, or [limits] hold in its fwd.toml")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		target, err := wholePath(args[0])
 		if err != nil {

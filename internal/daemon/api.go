@@ -82,7 +82,7 @@ type (
 		Target string        `json:"target"`
 		Name   string        `json:"name,omitempty"`
 		Allow  []string      `json:"allow,omitempty"` // machine, peer ID, tag:T, members; empty: members
-		Hold   time.Duration `json:"hold,omitempty"`  // 0: 24 h
+		Hold   time.Duration `json:"hold,omitempty"`  // 0: as long as all, which is the most
 		Keep   bool          `json:"keep,omitempty"`  // `fwd up` does it too, from now on
 		Tell   bool          `json:"tell,omitempty"`  // of each session, TCP's alone
 	}

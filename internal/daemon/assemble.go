@@ -59,11 +59,12 @@ func (d *Daemon) assemble(plan *relayPlan, limits limitsConfig) error {
 		}
 		d.relay = relay
 	}
+	d.maxHold = limits.hold()
 	d.sessions = session.New(session.Config{
 		Self:      d.self,
 		Open:      d.openLane,
 		Authorize: d.authorizeLane,
-		Hold:      limits.Hold.Duration,
+		Hold:      d.maxHold,
 		HoldFor:   d.holdFor,
 		Silent:    d.pathSilent,
 		Budget:    limits.Memory.bytes,

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,6 +18,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"fwd/forward"
+	"fwd/forward/session"
 	"fwd/identity"
 	"fwd/internal/node"
 	"fwd/relaynode"
@@ -51,6 +53,8 @@ type limitsConfig struct {
 	Memory sizeWord `toml:"memory"` // default session.DefaultBudget
 }
 
+func (l limitsConfig) hold() time.Duration { return cmp.Or(l.Hold.Duration, session.DefaultHold) }
+
 type relayConfig struct {
 	Listen   []listenWord   `toml:"listen"`
 	Announce []announceWord `toml:"announce"`
@@ -64,7 +68,7 @@ type exposeConfig struct {
 	Target targetWord `toml:"target"`
 	Name   nameWord   `toml:"name"`
 	Allow  []string   `toml:"allow"`
-	Hold   spanWord   `toml:"hold"` // if less than limits.hold
+	Hold   spanWord   `toml:"hold"` // at most limits.hold
 }
 
 type connectConfig struct {
@@ -152,6 +156,9 @@ func (c *config) check() error {
 	for _, e := range c.Expose {
 		if e.Target.text == "" {
 			return fmt.Errorf("an [[expose]] has no target")
+		}
+		if most := c.Limits.hold(); e.Hold.Duration > most {
+			return fmt.Errorf("the [[expose]] of %s wants hold %s, more than [limits] has: %s", e.Target.text, plainDuration(e.Hold.Duration), plainDuration(most))
 		}
 		name := exposeName(e.request())
 		if identity.CheckName(name) != nil {

@@ -83,6 +83,8 @@ func TestAMistakeIsToldWithItsLine(t *testing.T) {
 		{"[[connect]]\nlocal = '80'", "fwd.toml: a [[connect]] has no service"},
 		{"[[connect]]\nservice='a'\nlocal='80'\n[[connect]]\nservice='b'\nlocal='127.0.0.1:80'", "fwd.toml: two [[connect]] want 127.0.0.1:80"},
 		{"[[connect]]\nservice='a'\n[[connect]]\nservice='a'", `fwd.toml: [[connect]] "a" stands there twice`},
+		{"[[expose]]\ntarget='22'\nhold='2d'", "fwd.toml: the [[expose]] of 22 wants hold 48h, more than [limits] has: 24h"},
+		{"[limits]\nhold='1h'\n[[expose]]\ntarget='22'\nhold='2h'", "fwd.toml: the [[expose]] of 22 wants hold 2h, more than [limits] has: 1h"},
 		{"[relay]\nrate_total = '1kB'", "fwd.toml: "},
 	} {
 		_, err := parseConfig([]byte(c.text))

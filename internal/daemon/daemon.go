@@ -78,6 +78,8 @@ type Daemon struct {
 
 	founding sync.Mutex // one change at a time of which network this is, and whose; before mu
 
+	maxHold time.Duration // of each connection; since assemble
+
 	mu       sync.Mutex
 	owner    *identity.Owner     // nil: the network key is elsewhere
 	services map[string]*service // by serviceKey

@@ -33,6 +33,9 @@ func (d *Daemon) expose(ctx context.Context, req ExposeRequest, from string, emi
 	if err != nil {
 		return usage("a target is a port (22, 53/udp), a range (8000-8010), host:port, or unix:/path", "%v", err)
 	}
+	if err := d.checkHold(req.Hold); err != nil {
+		return err
+	}
 	name := req.Name
 	if name == "" {
 		name = target.DefaultName()
@@ -122,6 +125,9 @@ func (d *Daemon) changeService(req ExposeRequest) error {
 	target, err := forward.ParseTarget(req.Target)
 	if err != nil {
 		return usage("a target is a port (22, 53/udp), a range (8000-8010), host:port, or unix:/path", "%v", err)
+	}
+	if err := d.checkHold(req.Hold); err != nil {
+		return err
 	}
 	words := req.Allow
 	if len(words) == 0 {
@@ -247,6 +253,16 @@ func (d *Daemon) lookupAt(p peer.ID, name string, udp bool) (forward.Target, err
 		return forward.Target{}, fmt.Errorf("%s has %d port(s), and none of them was asked for", serviceKey(name, udp), 1+target.More)
 	}
 	return one, nil
+}
+
+// checkHold refuses a hold that would not be had: a service can only want less than all connections have here. The
+// machine that connects has a limit of its own, which is not known to us; whichever end's is over first ends them.
+func (d *Daemon) checkHold(hold time.Duration) error {
+	if hold <= d.maxHold {
+		return nil
+	}
+	return usage(fmt.Sprintf(`what fwd up holds is set in fwd.toml, under [limits]: hold = "%s", at the connecting machines too`, plainDuration(hold)),
+		"--hold %s: this machine holds no connection for longer than %s", plainDuration(hold), plainDuration(d.maxHold))
 }
 
 // holdFor is how long the service's connections outlive an outage; 0: as all.

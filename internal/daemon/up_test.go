@@ -456,6 +456,31 @@ func TestUnexposeOfTheFilesOwnLastsUntilItIsReadAgain(t *testing.T) {
 	nas.wishIs("expose nas", stateUp)
 }
 
+// A link ends when its machine's own time is over: a service cannot have more, and says so.
+func TestNoServicePromisesALongerHoldThanItsMachineHas(t *testing.T) {
+	home := newHome(t)
+	newOrphans(t, time.Hour).admit(home, "nas-box", identity.InviteOptions{})
+	file := "[limits]\nhold = '2d'\n[[expose]]\ntarget = 'localhost:9'\nname = 'nas'\nhold = '36h'\n"
+	write(t, home.Config, "%s", file)
+	nas := newUp(t, home, UpRequest{})
+	nas.wishIs("expose nas", stateUp)
+	nas.hold(ExposeRequest{Target: "localhost:9", Name: "most", Hold: 48 * time.Hour}, "exposed")
+	_, err := nas.call(ExposeRequest{Target: "localhost:9", Name: "more", Hold: 49 * time.Hour})
+	if f := failureOf(err); f.Exit != ExitUsage || !strings.Contains(f.What, "--hold 49h") || !strings.Contains(f.What, "longer than 48h") || !strings.Contains(f.Hint, "[limits]") {
+		t.Errorf("more than the machine has: %+v", f)
+	}
+	// [limits] is read at the start alone.
+	write(t, home.Config, "%s", strings.NewReplacer("2d", "4d", "36h", "3d").Replace(file))
+	if r := nas.reload(); len(r.Failed) != 1 || !strings.Contains(r.Failed[0], "longer than 48h") || !slices.Contains(r.Restart, "limits") {
+		t.Errorf("more than the machine has until it is started again: %+v", r)
+	}
+
+	_, err = newMachine(t).call(ExposeRequest{Target: "localhost:9", Hold: 25 * time.Hour})
+	if f := failureOf(err); f.Exit != ExitUsage || !strings.Contains(f.What, "longer than 24h") {
+		t.Errorf("more than the default: %+v", f)
+	}
+}
+
 func TestUpJoinsByTheFilesInvite(t *testing.T) {
 	_, first := newRelay(t)
 	home := newHome(t)
