@@ -278,7 +278,7 @@ type NetworkStatus struct {
 }
 
 type NATStatus struct {
-	Reachability string   `json:"reachability"` // public, private, unknown
+	Reachability string   `json:"reachability"` // public, private
 	UDP          string   `json:"udp"`          // endpoint-independent, endpoint-dependent, none, blocked, unknown
 	TCP          string   `json:"tcp"`
 	Filtering    string   `json:"filtering"` // endpoint-independent, address-dependent (or less: one relay), address-and-port-dependent, unknown

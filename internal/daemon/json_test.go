@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -8,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"fwd/internal/punch"
 )
 
 // Scripts read what docs/json.md says: every field that there is.
@@ -37,6 +40,29 @@ func TestEveryJSONFieldIsDocumented(t *testing.T) {
 	}
 	for _, v := range []any{Event{}, Status{}, LsEntry{}, PeerEntry{}, InviteEntry{}, NetworkEntry{}, Joined{}, Speed{}} {
 		walk(reflect.TypeOf(v))
+	}
+}
+
+// One table has all words of what status says about the NAT.
+func TestEveryWordAboutTheNATIsDocumented(t *testing.T) {
+	page, err := os.ReadFile("../../docs/paths.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	words := map[string][]any{
+		"nat.reachability": {"public", "private"},
+		"nat.udp":          {punch.None, punch.Independent, punch.Dependent, "blocked", "unknown"},
+		"nat.filtering":    {punch.Anybody, punch.SameAddress, punch.SamePort, "unknown"},
+		"nat.ports":        {"kept", "changed", punch.Sequential, punch.Block, punch.Random, "unknown"},
+		"nat.port_mapping": {"none", "found", "mapped"},
+	}
+	for field, list := range words {
+		rows := regexp.MustCompile("\\n\\| `" + field + "`.*(\\n\\| \\|.*)*").FindString(string(page))
+		for _, word := range list {
+			if !strings.Contains(rows, fmt.Sprintf("`%s`", word)) {
+				t.Errorf("%s: docs/paths.md does not have %q", field, word)
+			}
+		}
 	}
 }
 

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"fwd/internal/punch"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -272,23 +274,30 @@ func TestNATIsNamedByWhatWasMeasured(t *testing.T) {
 		fresh              []uint16
 		want               string
 	}{
-		{"none", "none", nil, Public},
-		{"none", "address", nil, Public},
-		{"none", "address-and-port", nil, Firewall},
-		{"endpoint-independent", "none", nil, FullCone},
-		{"endpoint-independent", "address", nil, AddressRestricted},
-		{"endpoint-independent", "address-and-port", nil, PortRestricted},
+		{"none", anybody, nil, Public},
+		{"none", sameAddress, nil, Public},
+		{"none", samePort, nil, Firewall},
+		{"endpoint-independent", anybody, nil, FullCone},
+		{"endpoint-independent", sameAddress, nil, AddressRestricted},
+		{"endpoint-independent", samePort, nil, PortRestricted},
 		{"endpoint-independent", "unknown", nil, Unknown},
-		{"endpoint-dependent", "address-and-port", []uint16{1025, 60000, 3, 41000, 9}, Symmetric},
-		{"endpoint-dependent", "address-and-port", []uint16{50001, 50400, 50033, 50222, 50009}, SymmetricBlock},
-		{"endpoint-dependent", "address-and-port", []uint16{42001, 42002, 42004, 42005, 42006}, Sequential},
-		{"endpoint-dependent", "address-and-port", nil, Symmetric},
-		{"unknown", "address-and-port", nil, Unknown},
+		{"endpoint-dependent", samePort, []uint16{1025, 60000, 3, 41000, 9}, Symmetric},
+		{"endpoint-dependent", samePort, []uint16{50001, 50400, 50033, 50222, 50009}, SymmetricBlock},
+		{"endpoint-dependent", samePort, []uint16{42001, 42002, 42004, 42005, 42006}, Sequential},
+		{"endpoint-dependent", samePort, nil, Symmetric},
+		{"unknown", samePort, nil, Unknown},
 	} {
 		n := NAT{Mapping: c.mapping, Filtering: c.filtering, fresh: c.fresh}
 		if n.name(); n.Kind != c.want {
 			t.Errorf("%s, %s, ports %v: %s, want %s", c.mapping, c.filtering, c.fresh, n.Kind, c.want)
 		}
+	}
+}
+
+// The same thing has the same name in fwd doctor as in fwd status.
+func TestFilteringIsInTheWordsOfStatus(t *testing.T) {
+	if anybody != string(punch.Anybody) || sameAddress != string(punch.SameAddress) || samePort != string(punch.SamePort) {
+		t.Errorf("%q, %q, %q", anybody, sameAddress, samePort)
 	}
 }
 
@@ -442,7 +451,7 @@ func TestARelayOnTheLANDoesNotJudgeTheNATIfAnotherCan(t *testing.T) {
 }
 
 func TestARelayOnTheLANAloneShowsNoPublicAddress(t *testing.T) {
-	n := NAT{Mapping: "none", Filtering: "none"}
+	n := NAT{Mapping: "none", Filtering: anybody}
 	n.seenAt(netip.MustParseAddr("192.168.1.7"))
 	n.seen = netip.AddrPortFrom(n.addr, 20000)
 	n.name()

@@ -22,11 +22,18 @@ const (
 	Unknown           = "unknown"
 )
 
+// Whose packets come in to a port that has sent some, in the words of RFC 4787, as fwd status has them.
+const (
+	anybody     = "endpoint-independent"
+	sameAddress = "address-dependent" // of an address that was sent to; by one relay's word: of that or anybody's
+	samePort    = "address-and-port-dependent"
+)
+
 // NAT is what the network here makes of UDP, IPv4.
 type NAT struct {
 	Kind      string `json:"kind"`
 	Mapping   string `json:"mapping"`   // none, endpoint-independent, endpoint-dependent, blocked, unknown
-	Filtering string `json:"filtering"` // none, address, address-and-port, blocked, unknown
+	Filtering string `json:"filtering"` // see anybody; or unknown
 	PortKept  bool   `json:"port_kept"`
 	Public    string `json:"public,omitempty"` // the address that the world sees
 
@@ -54,13 +61,13 @@ func (n *NAT) name() {
 		switch {
 		case n.besideRelays():
 			n.Kind = Unknown
-		case n.Filtering == "none", n.Filtering == "address":
+		case n.Filtering == anybody, n.Filtering == sameAddress:
 			n.Kind = Public
 		default:
 			n.Kind = Firewall
 		}
 	case "endpoint-independent":
-		n.Kind = map[string]string{"none": FullCone, "address": AddressRestricted, "address-and-port": PortRestricted}[n.Filtering]
+		n.Kind = map[string]string{anybody: FullCone, sameAddress: AddressRestricted, samePort: PortRestricted}[n.Filtering]
 	case "endpoint-dependent":
 		n.Kind = Symmetric
 		switch {
@@ -170,7 +177,7 @@ func (e *examination) unknownNAT(n NAT) (Level, string) {
 	case !n.seen.IsValid():
 		return Hint, "cannot be told: no relay sees this machine by IPv4"
 	case n.PortKept || n.keeps:
-		return OK, "seen at " + at + " with its own port: most likely " + map[bool]string{true: "port-restricted", false: "an easy one"}[n.Filtering == "address-and-port"] + ", by one relay's word"
+		return OK, "seen at " + at + " with its own port: most likely " + map[bool]string{true: "port-restricted", false: "an easy one"}[n.Filtering == samePort] + ", by one relay's word"
 	case inARow(n.fresh):
 		return Hint, "seen at " + at + ", each new flow at the next port: perhaps symmetric, by one relay's word"
 	}

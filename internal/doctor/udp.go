@@ -204,7 +204,7 @@ func (e *examination) measure(ctx context.Context, probes []*probe) (n NAT) {
 // takeConnections is what connections alone show, where nobody answers plain UDP.
 func (n *NAT) takeConnections(probes []*probe) {
 	if n.deaf = deaf(probes); len(n.deaf) > 0 {
-		n.Kind, n.Mapping, n.Filtering = UDPBlocked, "blocked", "blocked"
+		n.Kind, n.Mapping, n.Filtering = UDPBlocked, "blocked", "unknown"
 		return
 	}
 	for _, p := range probes {
@@ -337,11 +337,11 @@ func (n *NAT) measureFiltering(ctx context.Context, told []sighting) {
 	if !ok {
 		return
 	}
-	n.Filtering = "address-and-port"
+	n.Filtering = samePort
 	if _, ok := s.wait(ctx, time.Now().Add(unasked), func(a arrival) bool { return a.from != n.asked.at }); !ok {
 		return
 	}
-	n.Filtering = "address" // at most
+	n.Filtering = sameAddress // at most
 	if len(told) < 2 || n.Mapping == "endpoint-dependent" {
 		return
 	}
@@ -355,6 +355,6 @@ func (n *NAT) measureFiltering(ctx context.Context, told []sighting) {
 		return
 	}
 	if _, ok := s.wait(ctx, time.Now().Add(unasked), func(a arrival) bool { return a.from == second.at }); ok {
-		n.Filtering = "none"
+		n.Filtering = anybody
 	}
 }
