@@ -339,7 +339,9 @@ func (d *Daemon) firstContact(ctx context.Context, f *forwarding, timeout time.D
 			}
 			select {
 			case <-ctx.Done():
-				return d.unreachable(d.nameOf(f.peer()), fmt.Errorf("not within %s (%w)", timeout, err))
+				late := d.unreachable(d.nameOf(f.peer()), err)
+				late.What = fmt.Sprintf("%s; it was tried for %s", late.What, plainDuration(timeout))
+				return late
 			case <-time.After(200 * time.Millisecond):
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"fwd/identity"
 )
@@ -30,7 +31,7 @@ func failureOf(err error) *Failure {
 	case errors.Is(err, ErrNoDaemon):
 		return fail(ExitNoDaemon, "no-daemon", "expose or connect something, and there is one", "%v", err)
 	case errors.Is(err, context.DeadlineExceeded):
-		return fail(ExitUnreachable, "unreachable", "", "%v", err)
+		return fail(ExitUnreachable, "unreachable", "", "%s", strings.ReplaceAll(err.Error(), context.DeadlineExceeded.Error(), "no answer in time"))
 	}
 	var mode *identity.ModeError
 	if errors.As(err, &mode) {

@@ -16,6 +16,7 @@ import (
 	ma "github.com/multiformats/go-multiaddr"
 
 	"fwd/identity"
+	"fwd/internal/node"
 )
 
 // How a machine gets on the roster: it dials whom the invite names, the owner
@@ -129,9 +130,14 @@ func (d *Daemon) redeem(ctx context.Context, invite identity.Invite, as string, 
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
 	if err := d.node.ConnectStranger(ctx, contact); err != nil {
+		d.log.Debug("the invite's contact is not reached", "err", err)
+		at := d.triedWords(node.TriedIn(err))
+		if at == "" {
+			at = addrWords(contact.Addrs) + ": " + d.notReached(err)
+		}
 		return nil, "", fail(ExitUnreachable, "unreachable",
 			"is fwd running there, and are these ports open, UDP and TCP? firewall of the VPS, and its provider's",
-			"cannot reach the network at %s: %v", addrWords(contact.Addrs), err)
+			"cannot reach the network at %s", at)
 	}
 	reply, err := d.joinCall(ctx, contact.ID, request)
 	if err != nil && d.node.ConnectStrangerByTCP(ctx, contact) == nil {
@@ -276,6 +282,7 @@ func (d *Daemon) joinAt(ctx context.Context, at string, emit func(Event)) error 
 	for _, r := range others {
 		emit(Event{Event: "progress", Message: "asking for " + d.nameOf(r.Peer) + " at " + at})
 		if err = d.node.ConnectAt(ctx, peer.AddrInfo{ID: r.Peer, Addrs: addrs}); err != nil {
+			d.log.Debug("not reached", "peer", d.nameOf(r.Peer), "err", err)
 			continue
 		}
 		if err := d.known.SetAddrs(r.Peer, addrs); err != nil {
@@ -284,7 +291,7 @@ func (d *Daemon) joinAt(ctx context.Context, at string, emit func(Event)) error 
 		d.node.Refresh()
 		return d.joined(emit, true)
 	}
-	return fail(ExitUnreachable, "unreachable", "is `fwd relay` running there, with its old home?", "no relay of this network answers at %s: %v", at, err)
+	return fail(ExitUnreachable, "unreachable", "is `fwd relay` running there, with its old home?", "no relay of this network answers at %s: %s", at, d.notReached(err))
 }
 
 func (d *Daemon) joined(emit func(Event), again bool) error {

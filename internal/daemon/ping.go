@@ -55,7 +55,7 @@ func (d *Daemon) ping(ctx context.Context, req PingRequest, emit func(Event)) er
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case err != nil:
-			emit(Event{Event: "progress", Message: fmt.Sprintf("no answer from %s: %v", d.nameOf(p), err)})
+			emit(Event{Event: "progress", Message: fmt.Sprintf("no pong from %s: %s", d.nameOf(p), d.notReached(err))})
 		default:
 			emit(Event{Event: "pong", Peer: p.String(), Machine: d.nameOf(p), Path: d.pathOf(path), Seq: seq})
 		}

@@ -301,8 +301,9 @@ func (d *Daemon) relayRefuses(err error) string {
 }
 
 func (d *Daemon) unreachable(name string, err error) *Failure {
+	d.log.Debug("not reached", "peer", name, "err", err)
 	if why := d.relayRefuses(err); why != "" {
 		return fail(ExitUnreachable, "unreachable", "on that relay: fwd status", "%s cannot be reached now: %s", name, why)
 	}
-	return fail(ExitUnreachable, "unreachable", "see which relays this machine has: fwd status", "%s cannot be reached now: %v", name, err)
+	return fail(ExitUnreachable, "unreachable", "see which relays this machine has: fwd status", "%s cannot be reached now: %s", name, d.notReached(err))
 }

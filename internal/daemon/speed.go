@@ -257,7 +257,7 @@ func (d *Daemon) whyNot(p peer.ID, kind node.PathKind, err error) string {
 		}
 		return "no direct path yet; fwd doctor tells what stands in its way"
 	}
-	return err.Error()
+	return d.notReached(err)
 }
 
 // awaitDirect waits a while for the punch.

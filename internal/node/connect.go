@@ -271,7 +271,7 @@ func (r *runners) start(ctx context.Context, wg *sync.WaitGroup, a ma.Multiaddr,
 func (n *Node) dialDirect(ctx context.Context, p peer.ID, a ma.Multiaddr) error {
 	addrs, err := madns.DefaultResolver.Resolve(ctx, a)
 	if err != nil {
-		return fmt.Errorf("resolve %s: %w", a, err)
+		return &swarm.TransportError{Address: a, Cause: err}
 	}
 	var errs []error
 	for _, a := range addrs {
@@ -287,15 +287,16 @@ func (n *Node) dialDirect(ctx context.Context, p peer.ID, a ma.Multiaddr) error 
 
 // dialCircuit opens a connection to p through relay, connecting to the relay first if need be.
 func (n *Node) dialCircuit(ctx context.Context, p peer.ID, relay peer.AddrInfo) error {
+	via := circuitVia(relay.ID)
 	if err := n.connectRelay(ctx, relay); err != nil {
-		return fmt.Errorf("relay %s: %w", relay.ID, err)
+		return &swarm.TransportError{Address: via, Cause: &relayUnreached{err}}
 	}
 	// The connection to the relay may be dead without anyone knowing: ask it if the answer tarries.
 	ask := time.AfterFunc(relayTarries, func() {
 		n.tasks.start(func() { n.checkLinks(relay.ID) })
 	})
 	defer ask.Stop()
-	_, err := n.door.dial(ctx, p, circuitVia(relay.ID))
+	_, err := n.door.dial(ctx, p, via)
 	return refusedBy(relay.ID, err)
 }
 

@@ -67,7 +67,7 @@ func (d *door) dial(ctx context.Context, p peer.ID, addr ma.Multiaddr) (network.
 	}
 	c, err := t.Dial(ctx, addr, p)
 	if err != nil {
-		return nil, fmt.Errorf("dial %s: %w", addr, err)
+		return nil, &swarm.TransportError{Address: addr, Cause: err}
 	}
 	if c.RemotePeer() != p { // the transports have checked; never hand on a wrong one
 		c.Close()

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -38,13 +39,17 @@ func TestConnectReachesAPeerByTheRelayAlone(t *testing.T) {
 }
 
 func TestConnectToNobodyFailsAsUnreachable(t *testing.T) {
-	m, _, a, _ := pair(t)
+	m, relay, a, _ := pair(t)
 	nobody, stop := m.start(Config{})
 	stop()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	if err := a.Connect(ctx, nobody.self); !errors.Is(err, ErrUnreachable) {
+	err := a.Connect(ctx, nobody.self)
+	if !errors.Is(err, ErrUnreachable) {
 		t.Errorf("got %v", err)
+	}
+	if tried := TriedIn(err); len(tried) != 1 || tried[0].Relay != relay.self || !strings.HasPrefix(tried[0].Why, "its quota") {
+		t.Errorf("it is told as %+v: %v", tried, err)
 	}
 }
 

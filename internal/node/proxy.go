@@ -99,7 +99,7 @@ func (o *outward) dial(ctx context.Context, t transport.Transport, addr ma.Multi
 			return connectThrough(ctx, proxy, address)
 		})
 		if err != nil {
-			err = fmt.Errorf("through the proxy %s: %w", proxy.Host, err)
+			err = &proxyError{proxy.Host, err}
 		}
 		results <- result{c, err}
 	})
