@@ -110,38 +110,82 @@ func readConfig(path string) (*config, []byte, error) {
 
 func checkHint(path string) string { return "fwd config check " + path }
 
-// parseConfig reads fwd.toml's text. Its errors begin with the line where
-// there is one: "7: …".
+// parseConfig reads fwd.toml's text. Its error has a line for each mistake, which begins with the file's line where that
+// is known: "7: …".
 func parseConfig(data []byte) (*config, error) {
+	var wrong []string
+	for {
+		c, mistakes, line := decodeConfig(data)
+		wrong = append(wrong, mistakes...)
+		if without := withoutLine(data, line); without != nil && len(wrong) < maxMistakes {
+			data = without // the decoder stops at a wrong value, and there may be more
+			continue
+		}
+		if len(wrong) == 0 {
+			return c, c.check()
+		}
+		slices.SortStableFunc(wrong, func(a, b string) int { return cmp.Compare(lineOf(a), lineOf(b)) })
+		return nil, errors.New(strings.Join(wrong, "\n"))
+	}
+}
+
+// maxMistakes is about how many are told of: more is another kind of file.
+const maxMistakes = 20
+
+// lineOf is the line with which a mistake begins; 0: none.
+func lineOf(mistake string) int {
+	number, _, _ := strings.Cut(mistake, ":")
+	line, err := strconv.Atoi(number)
+	if err != nil {
+		return 0
+	}
+	return line
+}
+
+// decodeConfig is one run of the decoder; at is the line of a value at which it stopped.
+func decodeConfig(data []byte) (c *config, mistakes []string, at int) {
 	dec := toml.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()
-	c := new(config)
+	c = new(config)
 	err := dec.Decode(c)
 	var strict *toml.StrictMissingError
 	var wrong *toml.DecodeError
 	switch {
 	case errors.As(err, &strict):
-		var all []string
 		for _, e := range strict.Errors {
 			line, _ := e.Position()
-			all = append(all, fmt.Sprintf("%d: there is no key %q", line, strings.Join(e.Key(), ".")))
+			mistakes = append(mistakes, fmt.Sprintf("%d: there is no key %q", line, strings.Join(e.Key(), ".")))
 		}
-		return nil, errors.New(strings.Join(all, "\n"))
 	case errors.As(err, &wrong):
-		line, _ := wrong.Position()
-		return nil, fmt.Errorf("%d: %s", line, strings.TrimPrefix(wrong.Error(), "toml: "))
+		at, _ = wrong.Position()
+		mistakes = []string{fmt.Sprintf("%d: %s", at, strings.TrimPrefix(wrong.Error(), "toml: "))}
 	case err != nil:
-		return nil, errors.New(strings.TrimPrefix(err.Error(), "toml: "))
+		mistakes = []string{strings.TrimPrefix(err.Error(), "toml: ")}
 	}
-	return c, c.check()
+	return c, mistakes, at
+}
+
+// withoutLine is data with that line empty, if it holds no more than a value: what is TOML before and after. Else nil.
+func withoutLine(data []byte, line int) []byte {
+	lines := bytes.Split(data, []byte("\n"))
+	if line < 1 || line > len(lines) || bytes.HasPrefix(bytes.TrimSpace(lines[line-1]), []byte("[")) {
+		return nil
+	}
+	lines[line-1] = nil
+	without := bytes.Join(lines, []byte("\n"))
+	for _, text := range [][]byte{data, without} {
+		if toml.Unmarshal(text, new(map[string]any)) != nil {
+			return nil
+		}
+	}
+	return without
 }
 
 // located puts the file's name before each line of a parse error.
 func located(path string, err error) string {
 	lines := strings.Split(err.Error(), "\n")
 	for i, l := range lines {
-		number, _, _ := strings.Cut(l, ":")
-		if _, err := strconv.Atoi(number); err == nil {
+		if lineOf(l) > 0 {
 			lines[i] = path + ":" + l
 		} else {
 			lines[i] = path + ": " + l
@@ -150,43 +194,47 @@ func located(path string, err error) string {
 	return strings.Join(lines, "; ")
 }
 
-// check finds what only shows when the parts are seen together.
+// check finds what only shows when the parts are seen together; its error has a line for each mistake.
 func (c *config) check() error {
+	var wrong []error
+	bad := func(format string, args ...any) { wrong = append(wrong, fmt.Errorf(format, args...)) }
 	names := map[string]bool{}
 	for _, e := range c.Expose {
 		if e.Target.text == "" {
-			return fmt.Errorf("an [[expose]] has no target")
+			bad("an [[expose]] has no target")
+			continue
 		}
 		if most := c.Limits.hold(); e.Hold.Duration > most {
-			return fmt.Errorf("the [[expose]] of %s wants hold %s, more than [limits] has: %s", e.Target.text, plainDuration(e.Hold.Duration), plainDuration(most))
+			bad("the [[expose]] of %s wants hold %s, more than [limits] has: %s", e.Target.text, plainDuration(e.Hold.Duration), plainDuration(most))
 		}
-		name := exposeName(e.request())
-		if identity.CheckName(name) != nil {
-			return fmt.Errorf("the [[expose]] of %s needs a name", e.Target.text)
+		key := exposeKey(e.request())
+		switch {
+		case identity.CheckName(exposeName(e.request())) != nil:
+			bad("the [[expose]] of %s needs a name", e.Target.text)
+		case names[key]:
+			bad("[[expose]] %q stands there twice", key)
 		}
-		if key := exposeKey(e.request()); names[key] {
-			return fmt.Errorf("[[expose]] %q stands there twice", key)
-		} else {
-			names[key] = true
-		}
+		names[key] = true
 	}
 	locals, auto := map[string]bool{}, map[string]bool{}
 	for _, f := range c.Connect {
 		local, err := forward.ParseLocal(f.Local.text)
 		switch {
 		case f.Service.text == "":
-			return fmt.Errorf("a [[connect]] has no service")
+			bad("a [[connect]] has no service")
+			continue
 		case err != nil:
-			return err
+			bad("%w", err)
+			continue
 		case local.Auto() && auto[f.Service.text]:
-			return fmt.Errorf("[[connect]] %q stands there twice; give each a local address", f.Service.text)
+			bad("[[connect]] %q stands there twice; give each a local address", f.Service.text)
 		case local.Auto():
 			auto[f.Service.text] = true
 		}
 		for i := range local.Ports() {
 			one := local.At(i).String()
 			if locals[one] && (local.Network() != "tcp" || local.Port() != 0) {
-				return fmt.Errorf("two [[connect]] want %s", one)
+				bad("two [[connect]] want %s", one)
 			}
 			locals[one] = true
 		}
@@ -195,24 +243,59 @@ func (c *config) check() error {
 		local, err := s.request().local()
 		switch {
 		case err != nil:
-			return err
+			bad("%w", err)
+			continue
 		case local.Port() == 0 && local.Network() == "tcp" && locals["socks"]:
-			return fmt.Errorf("a [[socks]] without a port of its own stands there twice")
+			bad("a [[socks]] without a port of its own stands there twice")
+			continue
 		case local.Port() == 0 && local.Network() == "tcp":
 			locals["socks"] = true
 			continue
 		case locals[local.String()]:
-			return fmt.Errorf("a [[socks]] wants %s, and so does another entry", local)
+			bad("a [[socks]] wants %s, and so does another entry", local)
 		}
 		locals[local.String()] = true
 	}
 	if r := c.Relay; r != nil {
 		if r.Uses < 0 {
-			return fmt.Errorf("relay.uses is %d: a code is for one machine or more", r.Uses)
+			bad("relay.uses is %d: a code is for one machine or more", r.Uses)
 		}
-		return r.limits().Check()
+		if err := r.limits().Check(); err != nil {
+			bad("%w", err)
+		}
 	}
-	return nil
+	return errors.Join(wrong...)
+}
+
+// pathsAtOdds finds [[connect]] tables of one machine by paths that exclude each other: the second one would be refused
+// when it runs. A short name's machine is known from a roster alone, if there is one.
+func (c *config) pathsAtOdds(roster *identity.Sealed) error {
+	machine := func(word string) string {
+		if roster != nil {
+			if _, p, err := roster.Resolve(word); err == nil {
+				e, _ := roster.Entry(p)
+				return e.Name
+			}
+		}
+		service, machine, _ := strings.Cut(strings.TrimSuffix(word, ".fwd"), ".")
+		return cmp.Or(machine, "the machine of "+service)
+	}
+	var wrong []error
+	first := map[string]connectConfig{} // to each machine, of those that are particular
+	for _, f := range c.Connect {
+		kind, _ := node.ParsePathKind(f.Path.text)
+		at := machine(strings.ToLower(f.Service.text))
+		other, ok := first[at]
+		switch {
+		case kind == node.Auto:
+		case !ok:
+			first[at] = f
+		case other.Path != f.Path:
+			wrong = append(wrong, fmt.Errorf("[[connect]] %q wants path %s and %q path %s: all connections to %s share its path",
+				other.Service.text, other.Path.text, f.Service.text, f.Path.text, at))
+		}
+	}
+	return errors.Join(wrong...)
 }
 
 func (r *relayConfig) limits() relaynode.Limits {
@@ -264,6 +347,10 @@ func CheckConfig(home Home, path string) (Checked, error) {
 	}
 	if err != nil {
 		return Checked{}, err
+	}
+	roster, _ := rosterOf(home) // without one, and where it cannot be read, the file says less
+	if err := c.pathsAtOdds(roster); err != nil {
+		return Checked{}, usage("", "%s", located(path, err))
 	}
 	if c.Relay != nil {
 		if _, err := planRelay(c.Relay.request(c.Name)); err != nil {

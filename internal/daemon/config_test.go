@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"fwd/identity"
 )
 
 // The example is read as it stands, and shows every key there is.
@@ -71,6 +73,9 @@ func TestAMistakeIsToldWithItsLine(t *testing.T) {
 		{"[[connect]]\nservice = 'a.b.c'", "fwd.toml:2: "},
 		{"[[connect]]\nservice = 'web'\npath = 'sideways'", "fwd.toml:3: "},
 		{"[log]\nlevel = 'loud'", "fwd.toml:2: "},
+		{"[log]\nlevel = 'loud'\n[limits]\nhold = 'long'\nmemory = '256MiB'\n[[expose]]\ntarget = '70000'\ntraget = '1'", `fwd.toml:2: log level "loud": debug, info, warn or error; fwd.toml:4: "long": `},
+		{"[relay]\nlisten = [\n'x',\n'4001',\n'y']\n[log]\nlevel = 'loud'", "fwd.toml:3: "},
+		{"[[expose]]\nname='x'\n[[expose]]\ntarget='22'\n[[expose]]\ntarget='host:22'\n[[connect]]\nlocal='80'", `fwd.toml: an [[expose]] has no target; fwd.toml: [[expose]] "ssh" stands there twice; fwd.toml: a [[connect]] has no service`},
 		{"[log]\nformat = 'xml'", "fwd.toml:2: "},
 		{"[limits]\nhold = 'long'", `fwd.toml:2: "long": a duration is written 30s, 10m, 2h or 7d`},
 		{"[limits]\nmemory = '1 elephant'", "fwd.toml:2: "},
@@ -94,6 +99,55 @@ func TestAMistakeIsToldWithItsLine(t *testing.T) {
 		}
 		if got := located("fwd.toml", err); !strings.HasPrefix(got, c.want) {
 			t.Errorf("%q:\n got %s\nwant %s", c.text, got, c.want)
+		}
+	}
+}
+
+// Who mends a file wants to know all that is wrong with it, and nothing that is not.
+func TestAllMistakesAreToldAtOnce(t *testing.T) {
+	_, err := parseConfig([]byte("[log]\nlevel = 'loud'\n[limits]\nhold = 'long'\n[[expose]]\ntarget = '70000'\ntraget = '1'\n[relay]\nlisten = [\n'x',\n'4001',\n]\nannounce = ['not a host']\n"))
+	var lines []string
+	for l := range strings.Lines(err.Error()) {
+		line, _, _ := strings.Cut(l, ":")
+		lines = append(lines, line)
+	}
+	if got := strings.Join(lines, " "); got != "2 4 6 7 10 13" {
+		t.Errorf("lines %s:\n%v", got, err)
+	}
+	// Behind what is no TOML nothing can be told.
+	if _, err := parseConfig([]byte("[log]\nlevel = 'loud'\nname = \n")); err == nil || strings.Count(err.Error(), "\n") > 0 {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestConnectsOfOneMachineByOppositePathsAreAMistake(t *testing.T) {
+	home, attic := newHome(t), newHome(t)
+	network := newOrphans(t, time.Hour)
+	network.admit(attic, "attic", identity.InviteOptions{})
+	far, err := peerOf(attic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"mail", "print"} {
+		if err := network.owner.ClaimService(far, name, network.left); err != nil {
+			t.Fatal(err)
+		}
+	}
+	network.admit(home, "laptop", identity.InviteOptions{})
+	check := func(first, second, path string) error {
+		write(t, home.Config, "[[connect]]\nservice = %q\nlocal = '1'\npath = 'direct'\n[[connect]]\nservice = %q\nlocal = '2'\npath = %q\n", first, second, path)
+		_, err := CheckConfig(home, "")
+		return err
+	}
+	for _, c := range [][2]string{{"nas", "nas"}, {"nas.attic", "web.attic.fwd"}, {"mail", "print"}, {"print", "web.attic"}} {
+		f := failureOf(check(c[0], c[1], "relay"))
+		if f.Exit != ExitUsage || !strings.Contains(f.What, "wants path direct") || !strings.Contains(f.What, "share its path") {
+			t.Errorf("%v: %+v", c, f)
+		}
+	}
+	for _, c := range [][3]string{{"nas", "web", "relay"}, {"nas.attic", "nas.cellar", "relay"}, {"nas", "nas", "auto"}, {"nas", "nas", "direct"}} {
+		if err := check(c[0], c[1], c[2]); err != nil {
+			t.Errorf("%v: %v", c, err)
 		}
 	}
 }
