@@ -28,6 +28,7 @@ type forwarding struct {
 	asked           string                  // the local address as it was asked for; empty: any free port
 	far             atomic.Pointer[peer.ID] // see peer
 	local, localUDP string                  // where it listens, as told; under Daemon.mu
+	tcp, udp        tally                   // of what its two local ends carry
 	kind            node.PathKind           // under Daemon.mu: changeForward
 	from            string                  // command, kept, config
 	wish            string                  // the wish's key
@@ -90,17 +91,18 @@ func (d *Daemon) connect(ctx context.Context, req ConnectRequest, from string, e
 	return d.connectLocal(ctx, f, local, req, emit)
 }
 
-// tellSessions has the person at the forward told why its connections end at once, and who asked for it of each one.
+// tellSessions counts the forward's connections, has the person at it told why they end at once, and who asked for it of
+// each one.
 func (d *Daemon) tellSessions(f *forwarding, emit func(Event)) func(net.Conn, forward.Conn) func(int64, int64, error) {
 	refused := d.refusalTeller(f, emit)
-	onlyRefused := func(_, _ int64, err error) { refused(err) }
 	return func(_ net.Conn, far forward.Conn) func(int64, int64, error) {
-		s, ok := far.(*session.Conn)
-		if !ok || !f.tell {
-			return onlyRefused
+		s := far.(*session.Conn) // dialSession's
+		ended, closed := f.tcp.session(s), func() {}
+		if f.tell {
+			closed = d.tellSession(s, f.word, emit)
 		}
-		closed := d.tellSession(s, f.word, emit)
 		return func(_, _ int64, err error) {
+			ended()
 			closed()
 			refused(err)
 		}
@@ -142,7 +144,7 @@ func refusalWords(machine string, refused *session.RefusedError) string {
 // dialSession opens one session, to the port of that place in a range. The name is pinned to its peer: should the
 // roster give it to another meanwhile, the forward stays with the one it began
 // with, but for a hand-over (follow).
-func (d *Daemon) dialSession(ctx context.Context, f *forwarding, port int) (forward.Conn, error) {
+func (d *Daemon) dialSession(ctx context.Context, f *forwarding, port int) (*session.Conn, error) {
 	return d.sessions.Dial(ctx, f.peer(), portWord(f.service, port))
 }
 
@@ -163,6 +165,7 @@ func (d *Daemon) connectStdio(ctx context.Context, f *forwarding, req ConnectReq
 	} else if err != nil {
 		return d.unreachable(d.nameOf(f.peer()), err)
 	}
+	defer f.tcp.session(conn)()
 	local := stream.take()
 	emit(Event{Event: "open", Service: f.word, Peer: f.peer().String()})
 	stop := context.AfterFunc(ctx, func() {

@@ -21,16 +21,17 @@ import (
 type localEnd struct {
 	local string // with "/udp" behind it for datagrams; empty: standard input and output
 	udp   bool
+	tally *tally
 }
 
 // localEnds are the forward's, under Daemon.mu.
 func (f *forwarding) localEnds() []localEnd {
 	var list []localEnd
 	if f.local != "" || f.localUDP == "" {
-		list = append(list, localEnd{f.local, false})
+		list = append(list, localEnd{f.local, false, &f.tcp})
 	}
 	if f.localUDP != "" {
-		list = append(list, localEnd{f.localUDP, true})
+		list = append(list, localEnd{f.localUDP, true, &f.udp})
 	}
 	return list
 }

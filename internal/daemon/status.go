@@ -56,12 +56,11 @@ func (d *Daemon) status() Status {
 			Connected: r.Connected, Reserved: r.Reserved, RTT: millis(r.RTT)})
 	}
 
-	sessionsOf := map[string]int{} // by role, peer and service
+	sessionsOf := map[string]int{} // by role and service
 	inUse := map[peer.ID]bool{}
 	for _, info := range d.sessions.Sessions() {
 		inUse[info.Peer] = true
 		service := whole(info.Service)
-		sessionsOf[info.Role+string(info.Peer)+service]++
 		sessionsOf[info.Role+service]++
 		s.Sessions = append(s.Sessions, d.sessionRow(info))
 	}
@@ -69,7 +68,6 @@ func (d *Daemon) status() Status {
 	for _, f := range d.datagrams.Flows() {
 		inUse[f.Peer] = true
 		service := serviceKey(whole(f.Service), true)
-		sessionsOf[f.Role+string(f.Peer)+service]++
 		sessionsOf[f.Role+service]++
 	}
 	s.Sessions = append(s.Sessions, flows...)
@@ -89,9 +87,9 @@ func (d *Daemon) status() Status {
 	for _, f := range forwards {
 		inUse[f.peer()] = true
 		for _, end := range d.localEndsOf(f) {
-			key := serviceKey(f.service, end.udp)
+			sessions, rate := end.tally.now()
 			row := ForwardStatus{Service: f.word, Machine: d.nameOf(f.peer()), Peer: f.peer().String(), Local: end.local,
-				Sessions: sessionsOf["entry"+string(f.peer())+key], From: f.from, Rate: d.traffic.rate(f.peer(), key, "entry")}
+				Sessions: sessions, From: f.from, Rate: rate}
 			if path, ok := d.node.PathBy(f.peer(), d.pathKind(f.peer())); ok {
 				row.Path = d.pathOf(path)
 			}

@@ -64,13 +64,18 @@ type trafficKey struct {
 func (d *Daemon) followTraffic(ctx context.Context) error {
 	tick := time.NewTicker(sampleEvery)
 	defer tick.Stop()
-	d.traffic.sample(time.Now(), d.totals())
+	last := time.Now()
+	d.traffic.sample(last, d.totals())
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case now := <-tick.C:
 			d.traffic.sample(now, d.totals())
+			if seconds := now.Sub(last).Seconds(); seconds > 0 {
+				d.lookAtForwards(seconds)
+				last = now
+			}
 		}
 	}
 }

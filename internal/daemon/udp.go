@@ -111,10 +111,12 @@ func (d *Daemon) serveUDP(ctx context.Context, f *forwarding, port int, entry *f
 	defer d.datagrams.Hold(f.peer())() // a carrier is there when the first datagram comes
 	told := d.refusalTeller(f, emit)
 	entry.Dial = func(back datagram.Sink) (forward.UDPFlow, error) {
-		flow, err := d.datagrams.Dial(f.peer(), portWord(f.service, port), back)
-		if err != nil {
-			return nil, err // not flow: a nil *Flow would make a UDPFlow that is not nil
+		flow := &talliedFlow{Sink: back}
+		var err error
+		if flow.Flow, err = d.datagrams.Dial(f.peer(), portWord(f.service, port), flow); err != nil {
+			return nil, err
 		}
+		flow.begin(&f.udp)
 		return flow, nil
 	}
 	entry.Refused = func(err error) {
