@@ -315,6 +315,7 @@ func (d *Daemon) unexpose(ctx context.Context, req UnexposeRequest, emit func(Ev
 	}
 	d.mu.Lock()
 	services := d.servicesLocked(req.Name)
+	last := len(d.servicesLocked(withoutKind(req.Name))) == len(services) // of its name
 	d.mu.Unlock()
 	if len(services) == 0 && !req.Release && !stood {
 		return fail(ExitUnknownName, "unknown-name", "see what is: fwd status", "%q is not exposed on this machine", req.Name)
@@ -327,8 +328,21 @@ func (d *Daemon) unexpose(ctx context.Context, req UnexposeRequest, emit func(Ev
 			return err
 		}
 	}
-	emit(Event{Event: "result", Message: req.Name + " is no longer exposed" + comesBack(inConfig)})
+	told := req.Name + " is no longer exposed" + comesBack(inConfig)
+	if last && !inConfig && !req.Release {
+		told += d.stillHeld(withoutKind(req.Name))
+	}
+	emit(Event{Event: "result", Message: told})
 	return nil
+}
+
+// stillHeld is what to know of a short name that this machine keeps though it exposes nothing by it.
+func (d *Daemon) stillHeld(name string) string {
+	s := d.book.Current()
+	if s == nil || s.Services[name] != d.self {
+		return ""
+	}
+	return "; the name stays this machine's, and to free it: fwd unexpose " + name + " --release"
 }
 
 // comesBack is what to know of a wish of the file's that another command ended.

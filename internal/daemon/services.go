@@ -128,6 +128,10 @@ func (d *Daemon) checkService(ctx context.Context, f *forwarding, local forward.
 	case !o.none():
 		return o, nil
 	}
+	if s := d.book.Current(); o.none() && s != nil && f.word == f.service && s.Services[f.service] == f.peer() {
+		// A peer that we may not use something of does not say which of the two it is.
+		return o, fail(ExitRefused, "refused", d.offerHint(f), "%s is held by %s, which does not expose it now, or not to this machine", f.service, machine)
+	}
 	return o, fail(ExitRefused, "refused", d.offerHint(f),
 		"%s exposes no %s that this machine may use", machine, what)
 }
