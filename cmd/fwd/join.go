@@ -53,7 +53,7 @@ fwd join --at 203.0.113.20:4001     # the relay has moved`,
 			req.Invite = args[0]
 			a.out.story("note: an invite on the command line stays in the shell's history; \"fwd join\" alone asks for it")
 		case file != "":
-			req.Invite, err = readSecret(file)
+			req.Invite, err = readSecret("invite", file)
 		case code != "":
 			req.Invite = code
 		default:

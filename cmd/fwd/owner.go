@@ -101,7 +101,7 @@ longer does.`,
 		var text string
 		var err error
 		if len(args) == 1 {
-			text, err = readSecret(args[0])
+			text, err = readSecret("backup", args[0])
 		} else {
 			text, err = a.readInput(cmd.Context())
 		}
@@ -155,7 +155,7 @@ see first that the clock is right.`,
 // is a new one.
 func (a *app) passphrase(ctx context.Context, file string, twice bool) (string, error) {
 	if file != "" {
-		return readSecret(file)
+		return readSecret("passphrase", file)
 	}
 	if p := os.Getenv("FWD_PASSPHRASE"); p != "" {
 		return p, nil

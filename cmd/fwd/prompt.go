@@ -3,8 +3,10 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
 
@@ -82,16 +84,25 @@ func unless[T any](ctx context.Context, read func() (T, error)) (T, error) {
 	}
 }
 
-// readSecret reads a file that holds an invite, passphrase or backup.
-func readSecret(path string) (string, error) {
+// readSecret reads a file that holds what, an invite, passphrase or backup.
+func readSecret(what, path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return "", usageError("name a file that this user can read", "%v", err)
+		return "", usageError("name a file that this user can read", "read %s file %s: %v", what, path, cause(err))
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, maxSecret))
 	if err != nil {
-		return "", usageError("name a file that this user can read", "%v", err)
+		return "", usageError("name a file that this user can read", "read %s file %s: %v", what, path, cause(err))
 	}
 	return strings.TrimSpace(string(b)), nil
+}
+
+// cause is err without the path that the message has already.
+func cause(err error) error {
+	var at *fs.PathError
+	if errors.As(err, &at) {
+		return at.Err
+	}
+	return err
 }

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"os"
+	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -35,5 +37,14 @@ func TestASignalEndsWaitingForInput(t *testing.T) {
 		}
 		open.Close()
 		stdin.Close()
+	}
+}
+
+// Which of several files could not be read, and what it was read for.
+func TestASecretThatCannotBeReadIsNamed(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "none")
+	_, err := readSecret("passphrase", file)
+	if want := "read passphrase file " + file + ": "; err == nil || !strings.HasPrefix(err.Error(), want) || strings.Count(err.Error(), file) != 1 {
+		t.Errorf("got %v, want %s…", err, want)
 	}
 }

@@ -180,6 +180,9 @@ func (d *Daemon) connectStdio(ctx context.Context, f *forwarding, req ConnectReq
 	} else if err != nil {
 		local.Close()
 	}
+	if err != nil && ctx.Err() == nil {
+		return fmt.Errorf("the connection to %s on %s broke: %w", f.service, d.nameOf(f.peer()), err)
+	}
 	return err
 }
 
