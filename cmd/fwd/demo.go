@@ -65,7 +65,7 @@ func (a *app) demo(ctx context.Context) (err error) {
 	}
 	dir, err := os.MkdirTemp("", "fwd-demo-")
 	if err != nil {
-		return failed("set TMPDIR to a folder that can be written", "%v", err)
+		return failed("set TMPDIR to a folder that can be written", "make a temporary folder for the demo: %v", err)
 	}
 	// Piped into head, the demo still cleans up: with this a write to a closed pipe
 	// fails instead of ending the process.
@@ -252,10 +252,17 @@ func (d *demo) serveSite() (net.Listener, error) {
 	return ln, nil
 }
 
+// step is what `fwd demo --json` prints.
+type step struct {
+	Event   string `json:"event"`
+	Machine string `json:"machine"`
+	Message string `json:"message"`
+}
+
 func (d *demo) step(actor, format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	if d.app.out.json {
-		d.app.out.object(map[string]string{"event": "step", "machine": actor, "message": text})
+		d.app.out.object(step{Event: "step", Machine: actor, Message: text})
 		return
 	}
 	d.app.out.answer("%6.2fs  %-8s %s", time.Since(d.began).Seconds(), actor, text)
@@ -265,7 +272,7 @@ func (d *demo) step(actor, format string, args ...any) {
 func (d *demo) command(ctx context.Context, actor string, args ...string) (*exec.Cmd, error) {
 	home := filepath.Join(d.dir, actor)
 	if err := os.MkdirAll(home, 0o700); err != nil {
-		return nil, failed("", "%v", err)
+		return nil, failed("", "make the home of %s: %v", actor, err)
 	}
 	known := false
 	for _, a := range d.actors {
@@ -334,7 +341,7 @@ func (d *demo) start(actor, stdin string, args ...string) (*process, error) {
 	cmd.Stdin, cmd.Stderr = strings.NewReader(stdin), &p.stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		return nil, failed("", "%v", err)
+		return nil, failed("", "%s: read what fwd %s prints: %v", actor, args[0], err)
 	}
 	if err := cmd.Start(); err != nil {
 		return nil, failed("", "%s: fwd %s: %v", actor, args[0], err)

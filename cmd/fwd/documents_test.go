@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"strings"
 	"testing"
@@ -70,6 +71,25 @@ func TestDocumentsShowRightConfigurations(t *testing.T) {
 	}
 	if found == 0 {
 		t.Error("no configuration was found")
+	}
+}
+
+// What is printed with --json here, and not by the daemon, stands in docs/json.md too.
+func TestWhatCommandsPrintAsJSONIsDocumented(t *testing.T) {
+	page, err := os.ReadFile("../../docs/json.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for command, v := range map[string]any{
+		"fwd id": identity{}, "fwd version": versionOf{}, "fwd service status": serviceState{}, "fwd owner export": exported{}, "demo": step{},
+	} {
+		line := regexp.MustCompile("(?m)^.*`" + command + "`.*$").FindString(string(page))
+		kind := reflect.TypeOf(v)
+		for i := range kind.NumField() {
+			if name := kind.Field(i).Tag.Get("json"); name != "event" && !strings.Contains(line, "`"+name+"`") {
+				t.Errorf("docs/json.md does not say that %s prints %s", command, name)
+			}
+		}
 	}
 }
 

@@ -98,7 +98,7 @@ fwd demo                       # all of it on this machine, in a few seconds`,
 		Args: func(cmd *cobra.Command, args []string) error { return unknownCommand(cmd, args) },
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if version {
-				a.out.answer("%s", versionLine())
+				a.version()
 				return nil
 			}
 			printHelp(a.out.stderr, cmd)

@@ -145,14 +145,26 @@ func newVersion(a *app) *cobra.Command {
 		Short:   "print this program's version",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if a.out.json {
-				a.out.object(map[string]string{"version": daemon.Version(), "go": runtime.Version(), "os": runtime.GOOS, "arch": runtime.GOARCH})
-				return nil
-			}
-			a.out.answer("%s", versionLine())
+			a.version()
 			return nil
 		},
 	}
+}
+
+// versionOf is what `fwd version --json` prints.
+type versionOf struct {
+	Version string `json:"version"`
+	Go      string `json:"go"`
+	OS      string `json:"os"`
+	Arch    string `json:"arch"`
+}
+
+func (a *app) version() {
+	if a.out.json {
+		a.out.object(versionOf{Version: daemon.Version(), Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH})
+		return
+	}
+	a.out.answer("%s", versionLine())
 }
 
 func versionLine() string {

@@ -10,12 +10,19 @@ import (
 	"strings"
 	"testing"
 
+	"fwd/internal/doctor"
 	"fwd/internal/punch"
 )
 
-// Scripts read what docs/json.md says: every field that there is.
+// Scripts read what docs/json.md says: every field that there is. The doctor's are beside its words.
 func TestEveryJSONFieldIsDocumented(t *testing.T) {
-	page, err := os.ReadFile("../../docs/json.md")
+	everyField(t, "../../docs/json.md", Event{}, Status{}, LsEntry{}, PeerEntry{}, InviteEntry{}, NetworkEntry{}, Joined{}, Speed{}, Reloaded{}, Checked{})
+	everyField(t, "../../docs/operate.md", doctor.Report{})
+}
+
+func everyField(t *testing.T, file string, values ...any) {
+	t.Helper()
+	page, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,12 +40,12 @@ func TestEveryJSONFieldIsDocumented(t *testing.T) {
 			f := in.Field(i)
 			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 			if name != "" && !strings.Contains(string(page), "`"+name+"`") && !strings.Contains(string(page), `"`+name+`"`) {
-				t.Errorf("%s.%s is not in docs/json.md: %s", in.Name(), f.Name, name)
+				t.Errorf("%s.%s is not in %s: %s", in.Name(), f.Name, file, name)
 			}
 			walk(f.Type)
 		}
 	}
-	for _, v := range []any{Event{}, Status{}, LsEntry{}, PeerEntry{}, InviteEntry{}, NetworkEntry{}, Joined{}, Speed{}} {
+	for _, v := range values {
 		walk(reflect.TypeOf(v))
 	}
 }
