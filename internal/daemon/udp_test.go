@@ -112,7 +112,10 @@ func TestUDPGoesThroughWholeByRelayAndDirectly(t *testing.T) {
 	for _, kind := range []string{"relay", "direct"} {
 		t.Run(kind, func(t *testing.T) {
 			e, end := laptop.holdUDP(ConnectRequest{Name: "echo", Local: "127.0.0.1:0", Path: kind})
-			defer end()
+			defer func() {
+				end()
+				eventually(t, "the forward's end", func() bool { return len(laptop.status().Forwards) == 0 }) // the next one's path is at odds with it
+			}()
 			c := udpClient(t, e.Local)
 			if !answers(t, c, patience) {
 				t.Fatal("no answer")
