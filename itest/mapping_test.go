@@ -4,6 +4,9 @@ package itest
 
 import (
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -12,6 +15,7 @@ import (
 	ma "github.com/multiformats/go-multiaddr"
 
 	"fwd/internal/node"
+	"fwd/itest/fwdtest"
 	"fwd/itest/lab"
 )
 
@@ -53,11 +57,34 @@ func TestAPortForwardedByHandMakesSymmetricHomesMeet(t *testing.T) {
 	relays := oneRelay(t, l)
 	pa := startPlayer(t, a.Host("a"), playerSpec{Number: 2, Relays: relays})
 	pb := startPlayer(t, b.Host("b"), playerSpec{Number: 3, Relays: relays})
-	a.ForwardByHand(4001, pa.host)
+	a.ForwardByHand(4001, pa.host, 4001)
 	pa.ready()
 	pb.ready()
 	meetSoon(t, pa, pb)
 	meetSoon(t, pb, pa)
+}
+
+// A router sends another port on than the one inside; nobody can find that out, but fwd.toml says it.
+func TestAForwardedPortThatTheConfigNamesIsDialled(t *testing.T) {
+	t.Parallel()
+	w := beginWorld(t, lab.Symmetric, lab.Symmetric)
+	nas := w.homes[0].Host("nas")
+	w.homes[0].ForwardByHand(8443, nas, 24817)
+	w.relaying.Wait("relay")
+	w.nas, w.laptop = fwdtest.New(t, nas), fwdtest.New(t, w.homes[1].Host("laptop"))
+	config := fmt.Sprintf("port = 24817\nannounce = [\"%s:8443\"]\n[[expose]]\ntarget = \"9000\"\nname = \"data\"\n", nas.PublicAddr())
+	if err := os.WriteFile(filepath.Join(w.nas.Home, "fwd.toml"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.data = fwdtest.ServePattern(t, nas, "127.0.0.1:9000")
+	w.nas.Env = []string{"FWD_INVITE=" + w.relaying.Wait("invite").Invite}
+	w.nas.Start("up").Wait("exposed")
+	w.laptop.Join(w.relay.Invite(), "laptop")
+	connect, local := w.connect()
+	if path := pathIs(connect, "direct"); !strings.Contains(path.Remote, "/udp/8443/") {
+		t.Errorf("direct by %s", path.Remote)
+	}
+	w.transfer(local, fwdtest.Load{Up: mib, Down: mib})
 }
 
 // Homes of one carrier meet at the addresses that it gave their routers, which is where these open ports.

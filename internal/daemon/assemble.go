@@ -26,7 +26,7 @@ const laneProtocol = protocol.ID("/fwd/lane/1")
 
 // assemble builds the rooms and hands each what it needs of the others, as
 // functions: no room knows another but through here.
-func (d *Daemon) assemble(plan *relayPlan, limits limitsConfig) error {
+func (d *Daemon) assemble(plan *relayPlan, c *config) error {
 	cfg := node.Config{
 		Key:           d.key,
 		Member:        d.member,
@@ -46,7 +46,7 @@ func (d *Daemon) assemble(plan *relayPlan, limits limitsConfig) error {
 	if plan != nil {
 		cfg.Listen, cfg.Announce = plan.listen, plan.announce
 	}
-	if err := d.buildNode(cfg); err != nil {
+	if err := d.buildNode(cfg, c); err != nil {
 		return err
 	}
 	if err := d.buildDiscovery(plan != nil); err != nil {
@@ -59,7 +59,7 @@ func (d *Daemon) assemble(plan *relayPlan, limits limitsConfig) error {
 		}
 		d.relay = relay
 	}
-	d.maxHold = limits.hold()
+	d.maxHold = c.Limits.hold()
 	d.sessions = session.New(session.Config{
 		Self:      d.self,
 		Open:      d.openLane,
@@ -67,7 +67,7 @@ func (d *Daemon) assemble(plan *relayPlan, limits limitsConfig) error {
 		Hold:      d.maxHold,
 		HoldFor:   d.holdFor,
 		Silent:    d.pathSilent,
-		Budget:    limits.Memory.bytes,
+		Budget:    c.Limits.Memory.bytes,
 		Log:       d.log,
 	})
 	h := d.node.Host()
@@ -82,9 +82,9 @@ func (d *Daemon) assemble(plan *relayPlan, limits limitsConfig) error {
 	return nil
 }
 
-// buildNode listens on the port of last time, or where another program has it
-// meanwhile on a new one. A relay's port is what was asked for.
-func (d *Daemon) buildNode(cfg node.Config) error {
+// buildNode listens on the port that fwd.toml names, else on that of last time, or
+// where another program has it meanwhile on a new one. A relay's is what was asked for.
+func (d *Daemon) buildNode(cfg node.Config, c *config) error {
 	if cfg.Relay {
 		if err := checkRelayPorts(cfg.Listen); err != nil {
 			return err
@@ -96,28 +96,51 @@ func (d *Daemon) buildNode(cfg node.Config) error {
 		d.node = n
 		return nil
 	}
-	var port int
+	port, err := d.choosePort(c.Port)
+	if err != nil {
+		return err
+	}
+	cfg.Listen = anyAddr(port)
+	for _, w := range c.Announce {
+		at, err := announceListened(w.text, cfg.Listen)
+		if err != nil {
+			return err
+		}
+		cfg.Announce = append(cfg.Announce, at...)
+	}
+	n, err := node.New(cfg)
+	if err != nil {
+		return fmt.Errorf("start the node: %w", err)
+	}
+	d.node = n
+	return nil
+}
+
+// choosePort is the wanted port, or if that is 0 the one of last time, or a new one.
+func (d *Daemon) choosePort(wanted int) (port int, err error) {
+	if wanted != 0 {
+		if err := checkPorts(anyAddr(wanted)); err != nil {
+			return 0, fail(ExitLocalPort, "local-port", "end the other program, or choose another port in fwd.toml", "cannot use the port that fwd.toml names: %v", err)
+		}
+		return wanted, nil
+	}
 	d.state.get(func(s stateFile) { port = s.Port })
-	for try := 0; ; try++ {
+	for range portTries {
 		if port == 0 {
 			port = firstPort + rand.IntN(ports)
 		}
-		cfg.Listen = anyAddr(port)
-		err := checkPorts(cfg.Listen)
-		if err != nil && try < portTries {
-			port = 0
-			continue
+		if err = checkPorts(anyAddr(port)); err == nil {
+			break
 		}
-		n, err := node.New(cfg)
-		if err != nil {
-			return fmt.Errorf("start the node: %w", err)
-		}
-		d.node = n
-		if err := d.state.change(func(s *stateFile) { s.Port = port }); err != nil {
-			d.log.Warn("remember the port for the next start", "port", port, "err", err)
-		}
-		return nil
+		port = 0
 	}
+	if err != nil {
+		return 0, fail(ExitLocalPort, "local-port", `name a free one in fwd.toml: port = 24817`, "found no free port from %d to %d in %d tries: %v", firstPort, firstPort+ports-1, portTries, err)
+	}
+	if err := d.state.change(func(s *stateFile) { s.Port = port }); err != nil {
+		d.log.Warn("remember the port for the next start", "port", port, "err", err)
+	}
+	return port, nil
 }
 
 const (

@@ -32,6 +32,8 @@ type config struct {
 	// Name and InviteFile are for a machine that is in no network yet.
 	Name       nameWord        `toml:"name"`
 	InviteFile string          `toml:"invite_file"` // beside fwd.toml unless the path is whole
+	Port       int             `toml:"port"`        // UDP and TCP, of a machine that is no relay; default: drawn once
+	Announce   []announceWord  `toml:"announce"`    // where others reach that port: HOST[:PORT]
 	Metrics    metricsWord     `toml:"metrics"`     // PORT of loopback or ADDR:PORT; default none
 	Strict     bool            `toml:"strict"`      // no new connections here while the owner is silent for 72 h
 	Log        logConfig       `toml:"log"`
@@ -198,6 +200,9 @@ func located(path string, err error) string {
 func (c *config) check() error {
 	var wrong []error
 	bad := func(format string, args ...any) { wrong = append(wrong, fmt.Errorf(format, args...)) }
+	if c.Port < 0 || c.Port > 65535 {
+		bad("port is %d: a port is from 1 to 65535", c.Port)
+	}
 	names := map[string]bool{}
 	for _, e := range c.Expose {
 		if e.Target.text == "" {

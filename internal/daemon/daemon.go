@@ -181,7 +181,7 @@ func run(ctx context.Context, home Home, opt options) (err error) {
 			return err
 		}
 	}
-	if err := d.assemble(opt.relay, c.Limits); err != nil {
+	if err := d.assemble(opt.relay, &c); err != nil {
 		return err
 	}
 	socket, err := listenSocket(home)

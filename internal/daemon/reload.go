@@ -146,7 +146,7 @@ func restartFor(old, next *config) []string {
 	for _, s := range []struct {
 		name     string
 		old, new any
-	}{{"relay", old.Relay, next.Relay}, {"limits", old.Limits, next.Limits}, {"log.format", old.Log.Format, next.Log.Format}, {"metrics", old.Metrics, next.Metrics}} {
+	}{{"relay", old.Relay, next.Relay}, {"port", old.Port, next.Port}, {"announce", old.Announce, next.Announce}, {"limits", old.Limits, next.Limits}, {"log.format", old.Log.Format, next.Log.Format}, {"metrics", old.Metrics, next.Metrics}} {
 		if fmt.Sprintf("%+v", deref(s.old)) != fmt.Sprintf("%+v", deref(s.new)) {
 			list = append(list, s.name)
 		}

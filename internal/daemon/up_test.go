@@ -663,3 +663,23 @@ func TestGivingUpOnAMachineThatIsOffEndsTheWish(t *testing.T) {
 		return err == nil
 	})
 }
+
+// The port that the file names is used or refused, never another one.
+func TestThePortOfTheConfigIsUsedOrRefused(t *testing.T) {
+	home, port := newHome(t), freePort(t)
+	write(t, home.Config, "port = %s\n", port)
+	taken, err := net.ListenPacket("udp4", "0.0.0.0:"+port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantCode(t, Up(t.Context(), home, UpRequest{}, func(Event) {}), "local-port")
+	taken.Close()
+	m := newUp(t, home, UpRequest{})
+	if _, err := net.ListenPacket("udp4", "0.0.0.0:"+port); err == nil {
+		t.Error("it listens elsewhere")
+	}
+	write(t, home.Config, "port = %s\nannounce = [\"nas.example.org\"]\n", port)
+	if r := m.reload(); !slices.Equal(r.Restart, []string{"announce"}) {
+		t.Errorf("%+v", r)
+	}
+}

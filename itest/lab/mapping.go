@@ -85,15 +85,15 @@ func (h *Home) mapPorts(by []Mapping) {
 	})
 }
 
-// ForwardByHand has the router send a UDP port to that of a host inside, as people set it in a router's pages.
-func (h *Home) ForwardByHand(port uint16, to *Host) {
+// ForwardByHand has the router send a UDP port to one of a host inside, as people set it in a router's pages.
+func (h *Home) ForwardByHand(port uint16, to *Host, inside uint16) {
 	h.lab.t.Helper()
 	m := h.mapper
 	if m == nil {
 		m = &portMapper{router: &h.Router, open: map[forwardKey]forward{}}
 		h.mapper = m
 	}
-	_, err := m.set(unix.IPPROTO_UDP, port, netip.AddrPortFrom(to.Addr(), port), "by hand")
+	_, err := m.set(unix.IPPROTO_UDP, port, netip.AddrPortFrom(to.Addr(), inside), "by hand")
 	h.lab.must(err, "forward a port by hand")
 }
 
