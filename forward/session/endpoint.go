@@ -330,6 +330,11 @@ func (e *Endpoint) judge(p peer.ID, s Stream, m *attach, r *reply) (*lane, *atta
 		// C has gone on reading since, and acknowledging: its offset means nothing yet.
 		return nil, nil, statusOK
 	}
+	if m.offset < l.ring.acked {
+		// C wrote it, gave it up, and has acknowledged more since on the stream it had: it is of the past like an old epoch.
+		// A C that lies here harms itself alone.
+		return nil, nil, statusStaleEpoch
+	}
 	if st := l.judgeLocked(m.offset, m.crc); st != statusOK {
 		k.failSoon(&statusError{st})
 		return nil, nil, st

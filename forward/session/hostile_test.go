@@ -1,6 +1,7 @@
 package session
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -48,7 +49,7 @@ func TestAttachMustBeRight(t *testing.T) {
 		{"check", peerC, func(m *attach) { m.flags = flagCheck; m.offset = 1 << 50 }, statusOK, false},
 		{"wrong crc", peerC, func(m *attach) { m.crc++ }, statusDesync, true},
 		{"beyond what was sent", peerC, func(m *attach) { m.offset += 1 << 40 }, statusDesync, true},
-		{"before what was acknowledged", peerC, func(m *attach) { m.offset = 1 }, statusDesync, true},
+		{"before what was acknowledged", peerC, func(m *attach) { m.offset = 1 }, statusStaleEpoch, false},
 	}
 	for _, k := range cases {
 		t.Run(k.name, func(t *testing.T) {
@@ -255,6 +256,69 @@ func TestShellIsNotStuckBehindATransferOnItsLane(t *testing.T) {
 		s.out.hold(false)
 		if _, err := io.ReadFull(far, make([]byte, 1)); err != nil {
 			t.Fatal(err)
+		}
+	})
+}
+
+// afar is C's end of a stream of which E learns everything late. It breaks at C, and there alone at first, behind the
+// second write: the attach that follows a check.
+type afar struct {
+	*end
+	late   time.Duration
+	writes atomic.Int32
+}
+
+func (s *afar) Write(b []byte) (int, error) {
+	b = bytes.Clone(b)
+	time.AfterFunc(s.late, func() { s.end.Write(b) })
+	if s.writes.Add(1) == 2 {
+		s.in.fail(errCut, true, false)
+	}
+	return len(b), nil
+}
+
+func (s *afar) Reset() error {
+	s.in.fail(errCut, true, false)
+	time.AfterFunc(s.late+time.Millisecond, func() { s.end.Reset() })
+	return nil
+}
+
+func (s *afar) SetDeadline(time.Time) error { return nil }
+
+// TestAttachThatCGaveUpHarmsNothing: E reads it when C has long gone on with the old stream.
+func TestAttachThatCGaveUpHarmsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var l *lab
+		var better atomic.Int32
+		l = newLab(t, func(c, _ *Config) {
+			c.Open = func(_ context.Context, _ peer.ID, want Want) (Stream, error) {
+				if want.Now == nil {
+					return l.pair(), nil
+				}
+				if better.Add(1) == 1 {
+					return &afar{end: l.pair(), late: 300 * time.Millisecond}, nil
+				}
+				return nil, ErrStay
+			}
+		})
+		defer l.close()
+		c, e := l.session()
+		done := make(chan error, 1)
+		go func() { done <- receive(c, 1000*300) }()
+		l.c.Renew(peerE)
+		n := &numbers{}
+		for range 300 { // three seconds of them, acknowledged all the while
+			if _, err := io.CopyN(onlyWriter{e}, n, 1000); err != nil {
+				t.Fatal("the link has ended:", err)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		e.CloseWrite()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		if better.Load() < 2 {
+			t.Error("the renewal was not tried again")
 		}
 	})
 }

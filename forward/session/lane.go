@@ -298,7 +298,7 @@ func (l *lane) control(a *attachment, f frame) error {
 	return nil
 }
 
-// judgeLocked says whether an attach of the given epoch, offset and sum may take the lane over.
+// judgeLocked says whether the peer may continue at an offset: we have sent that much, with that sum, and have it still.
 func (l *lane) judgeLocked(offset uint64, crc uint32) status {
 	if offset < l.ring.acked || offset > l.maxSent || l.ring.crcAt(offset) != crc {
 		return statusDesync
