@@ -101,6 +101,15 @@ func (w *watcher) askProbe() {
 	w.nudge()
 }
 
+// probeAsked says whether a sign of life is asked for, and takes that as done.
+func (w *watcher) probeAsked() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	asked := w.probe
+	w.probe = false
+	return asked
+}
+
 // askRenew has the lane attach anew, by the far side's wish once a second at most.
 func (w *watcher) askRenew(now time.Time, ours bool) {
 	w.mu.Lock()
@@ -151,7 +160,7 @@ func (l *lane) renew(a *attachment) {
 		l.mu.Unlock()
 		return
 	}
-	err := l.attach(a, w.suspected())
+	err := l.renewBeside(a)
 	l.mu.Lock()
 	attached := l.cur != a
 	l.mu.Unlock()
@@ -165,6 +174,34 @@ func (l *lane) renew(a *attachment) {
 	defer w.mu.Unlock()
 	if w.renewAt.IsZero() {
 		w.renewAt = again
+	}
+}
+
+// renewBeside attaches anew while a is in use and listened to: one that falls silent or ends meanwhile needs another at
+// once, and not the better one that does not come. A silent one does already.
+func (l *lane) renewBeside(a *attachment) error {
+	w, k := &l.watching, l.link
+	if w.suspected() {
+		return l.attach(k.ctx, a, true)
+	}
+	ctx, callOff := context.WithCancel(k.ctx)
+	defer callOff()
+	done := make(chan error, 1)
+	k.e.spawn(func() { done <- l.attach(ctx, a, false) })
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case err := <-done:
+			return err
+		case <-a.done:
+			callOff()
+			return <-done
+		case <-tick.C:
+			if _, suspect, _ := l.listen(a, k.e.now()); suspect {
+				callOff()
+			}
+		}
 	}
 }
 
@@ -228,26 +265,79 @@ func (l *lane) look() time.Duration {
 	a, unacked, since := l.cur, l.ring.end > l.ring.acked, l.since
 	l.mu.Unlock()
 
-	w.mu.Lock()
-	probe := w.probe
-	w.probe = false
-	w.mu.Unlock()
 	renew := w.renewDue(now)
 	if renew {
 		w.pause, w.retry = 0, time.Time{}
 	}
 	if a == nil {
+		w.probeAsked() // the next stream gives a sign of life by itself
 		return l.lookDetached(now, since, unacked)
 	}
+	silence, suspect, next := l.listen(a, now)
 	if renew {
 		l.renew(a)
 		return 0
 	}
+	if !suspect {
+		return next
+	}
+	w.setSuspect(l, true)
+	if k.role == exit {
+		if w.told != a {
+			w.told = a
+			k.silent(a.s)
+		}
+		if silence >= max(giveUpBusy, 2*a.patience()) {
+			l.lose(a, errSilent)
+		}
+		return lookEvery
+	}
+	if wait := w.retry.Sub(now); wait > 0 {
+		return min(wait, lookEvery)
+	}
+	if err := l.attach(k.ctx, a, true); err != nil {
+		w.fail(k)
+	} else {
+		w.retry, w.pause = time.Time{}, 0
+	}
+	return 0
+}
 
+// listen takes note of what has come on a, and asks for a sign of life when one is due. It says for how long a has been
+// silent though an answer is owed, whether for too long, and when to listen again.
+func (l *lane) listen(a *attachment, now time.Time) (silence time.Duration, suspect bool, next time.Duration) {
+	w := &l.watching
+	owed := l.owedSince(a, now)
+	if w.probeAsked() && a.asked.Load() == 0 {
+		w.pinged = true
+		l.ping(a, now)
+		owed = earlier(owed, now)
+	}
+	if owed.IsZero() {
+		return 0, false, l.listenIdle(a, now)
+	}
+	limit := a.patience()
+	silence = now.Sub(later(owed, w.last))
+	if silence >= limit/2 && !w.pinged {
+		w.pinged = true
+		l.ping(a, now)
+	}
+	if silence < limit {
+		return silence, false, min(lookEvery, limit-silence)
+	}
+	return silence, true, 0
+}
+
+// owedSince takes note of what has come and what is owed; zero: nothing is.
+func (l *lane) owedSince(a *attachment, now time.Time) (owed time.Time) {
+	w := &l.watching
 	if m := l.moved.Load(); m != w.moved {
 		w.moved, w.active = m, now
 	}
-	if h := a.heard.Load(); w.of != a || h != w.heard {
+	l.mu.Lock()
+	unacked, deaf := l.ring.end > l.ring.acked, l.frozen
+	l.mu.Unlock()
+	if h := a.heard.Load(); w.of != a || h != w.heard || deaf {
 		w.of, w.heard, w.last, w.pinged, w.pending = a, h, now, false, time.Time{}
 		w.setSuspect(l, false)
 	}
@@ -257,65 +347,33 @@ func (l *lane) look() time.Duration {
 	case w.pending.IsZero():
 		w.pending = now
 	}
-	limit := max(minSilence, 4*time.Duration(a.rtt.Load()))
-	if probe && a.asked.Load() == 0 {
-		w.pinged = true
-		l.ping(a, now)
-	}
-
-	// Since when has an answer been owed?
-	var owed time.Time
 	if asked := a.asked.Load(); asked != 0 {
 		owed = time.Unix(0, asked)
 	}
-	if !w.pending.IsZero() && (owed.IsZero() || w.pending.Before(owed)) {
-		owed = w.pending
-	}
-	if owed.IsZero() {
-		quiet := now.Sub(w.last)
-		if k.role == exit && now.Sub(w.active) >= flowFor {
-			if left := giveUpIdle - quiet; left > 0 {
-				return left
-			}
-			l.lose(a, errSilent)
-			return 0
-		}
-		if left := l.probeAfter(a, now) - quiet; left > 0 {
+	return earlier(owed, w.pending)
+}
+
+// listenIdle is listen where nothing is owed: the entry asks now and then, the exit in the end gives a up.
+func (l *lane) listenIdle(a *attachment, now time.Time) (next time.Duration) {
+	w := &l.watching
+	quiet := now.Sub(w.last)
+	if l.link.role == exit && now.Sub(w.active) >= flowFor {
+		if left := giveUpIdle - quiet; left > 0 {
 			return left
 		}
-		w.pinged = true
-		l.ping(a, now)
-		return lookEvery
+		l.lose(a, errSilent)
+		return 0
 	}
-	silence := now.Sub(later(owed, w.last))
-	if silence >= limit/2 && !w.pinged {
-		w.pinged = true
-		l.ping(a, now)
+	if left := l.probeAfter(a, now) - quiet; left > 0 {
+		return left
 	}
-	if silence < limit {
-		return min(lookEvery, limit-silence)
-	}
-	w.setSuspect(l, true)
-	if k.role == exit {
-		if w.told != a {
-			w.told = a
-			k.silent(a.s)
-		}
-		if silence >= max(giveUpBusy, 2*limit) {
-			l.lose(a, errSilent)
-		}
-		return lookEvery
-	}
-	if wait := w.retry.Sub(now); wait > 0 {
-		return min(wait, lookEvery)
-	}
-	if err := l.attach(a, true); err != nil {
-		w.fail(k)
-	} else {
-		w.retry, w.pause = time.Time{}, 0
-	}
-	return 0
+	w.pinged = true
+	l.ping(a, now)
+	return lookEvery
 }
+
+// patience is how long a may be silent while an answer is owed.
+func (a *attachment) patience() time.Duration { return max(minSilence, 4*time.Duration(a.rtt.Load())) }
 
 // probeAfter is how long a may be silent, nothing owed, before it is asked. Bytes that were flowing until just now mean
 // that somebody waits; the question is asked less and less often the longer they have ended.
@@ -345,7 +403,7 @@ func (l *lane) lookDetached(now, since time.Time, unacked bool) time.Duration {
 	if wait := w.retry.Sub(now); wait > 0 {
 		return min(wait, left)
 	}
-	if err := l.attach(nil, false); err != nil {
+	if err := l.attach(k.ctx, nil, false); err != nil {
 		k.e.log.Debug("no path", "peer", k.peer, "lane", l.index, "err", err)
 		w.fail(k)
 		return 0
@@ -393,12 +451,20 @@ func later(a, b time.Time) time.Time {
 	return b
 }
 
+// earlier is the earlier of two times, of which zero is none.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
 // attach opens a stream and makes it the lane's. live, if not nil, is the attachment in use, which stays so until the new
 // one is confirmed; silent says that nothing comes on it, and if it speaks again meanwhile the attempt is called off.
-// ErrStay: there is no better one.
-func (l *lane) attach(live *attachment, silent bool) error {
+// So it is when ctx ends, as long as nothing is frozen. ErrStay: there is no better one.
+func (l *lane) attach(ctx context.Context, live *attachment, silent bool) error {
 	k, w := l.link, &l.watching
-	ctx, cancel := context.WithTimeout(k.ctx, openPatience+attachPatience)
+	ctx, cancel := context.WithTimeout(ctx, openPatience+attachPatience)
 	defer cancel()
 	w.mu.Lock()
 	w.attempt, w.began = cancel, k.e.now()
@@ -431,7 +497,7 @@ func (l *lane) attach(live *attachment, silent bool) error {
 	abandon := func(err error) error {
 		kill()
 		retire(s)
-		if ctx.Err() != nil && live != nil && live.heard.Load() != w.heard {
+		if ctx.Err() != nil && silent && live.heard.Load() != w.heard {
 			return nil // it spoke again
 		}
 		if late := net.Error(nil); errors.As(err, &late) && late.Timeout() {

@@ -1,6 +1,7 @@
 package session
 
 import (
+	"context"
 	"errors"
 	"io"
 	"testing"
@@ -150,4 +151,72 @@ func TestEndResetsThatSessionAlone(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestNoRenewalHidesThatThePathIsDead: whatever the better path hangs in, and however the one in use ends meanwhile.
+func TestNoRenewalHidesThatThePathIsDead(t *testing.T) {
+	for _, hangs := range []string{"open", "check"} {
+		for _, dies := range []string{"silent", "reset"} {
+			t.Run(hangs+"/"+dies, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					l := newLab(t)
+					defer l.close()
+					c, e := l.session()
+					first := l.last()
+					l.mu.Lock()
+					l.open = func(ctx context.Context, n int, want Want) (*end, error) {
+						better := want.Now != nil && !want.Silent
+						if better && hangs == "open" {
+							<-ctx.Done()
+							return nil, ctx.Err()
+						}
+						s := l.pair()
+						if better {
+							silence(s)
+						}
+						return s, nil
+					}
+					l.mu.Unlock()
+					flow := func(from, to *Conn) (worst func() time.Duration) {
+						const pace, pieces = 10 * time.Millisecond, 1000
+						l.done.Go(func() {
+							for range pieces {
+								from.Write(make([]byte, 100))
+								time.Sleep(pace)
+							}
+							from.CloseWrite()
+						})
+						took := make(chan time.Duration, 1)
+						l.done.Go(func() {
+							var worst time.Duration
+							for last := time.Now(); ; last = time.Now() {
+								_, err := to.Read(make([]byte, 64<<10))
+								worst = max(worst, time.Since(last))
+								if err == io.EOF {
+									break
+								} else if err != nil {
+									t.Error(err)
+									break
+								}
+							}
+							took <- worst
+						})
+						return func() time.Duration { return <-took }
+					}
+					up, down := flow(c, e), flow(e, c)
+					time.Sleep(time.Second)
+					l.c.Renew(peerE)
+					time.Sleep(300 * time.Millisecond)
+					if dies == "silent" {
+						silence(first)
+					} else {
+						first.Reset()
+					}
+					if up, down := up(), down(); max(up, down) > 1500*time.Millisecond {
+						t.Errorf("up stalled for %v, down for %v", up, down)
+					}
+				})
+			})
+		}
+	}
 }
