@@ -26,6 +26,9 @@ type Exit struct {
 	// Dial replaces Target.Dial if it is not nil. ctx ends after [TargetTimeout].
 	Dial func(ctx context.Context, t Target) (Conn, error)
 
+	// Room, if not nil, bounds the connections to targets of all exits that have it, by peer.
+	Room *Room
+
 	// OnSession, if not nil, is called with each session to a service once it is
 	// accepted. What it returns, if not nil, is called when the session has ended.
 	OnSession func(service string, session Conn) (ended func())
@@ -97,6 +100,13 @@ func (e *Exit) serveOffer(ctx context.Context, log *slog.Logger, in offer) {
 		e.refusals.warn(log.With("reason", err), string(in.Peer()), "denied")
 		return
 	}
+	leave, err := e.Room.take(string(in.Peer()))
+	if err != nil {
+		in.Refuse(session.Overload)
+		e.refusals.warn(log.With("reason", err), string(in.Peer()), "too many connections")
+		return
+	}
+	defer leave()
 	local, err := e.dial(ctx, target)
 	if err != nil {
 		code := refusal(err)

@@ -217,3 +217,43 @@ func TestExitEndsItsSessions(t *testing.T) {
 		t.Fatalf("peer read %v, want a reset", err)
 	}
 }
+
+// TestExitRefusesAPeerBeyondItsShareBeforeItDials, and the exits together beyond what all may have.
+func TestExitRefusesAPeerBeyondItsShareBeforeItDials(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		room, dialled := NewRoom(3, 2), 0
+		exit := &Exit{
+			Room:   room,
+			Lookup: func(peer.ID, string) (Target, error) { return Target{}, nil },
+			Dial: func(context.Context, Target) (Conn, error) {
+				dialled++
+				near, _ := newMemPair()
+				return near, nil
+			},
+		}
+		open, _ := newExit(t, exit)
+		first, code := open("web")
+		for i, want := range []session.Code{session.OK, session.Overload, session.Overload} {
+			if _, code = open("web"); code != want {
+				t.Errorf("session %d is answered %v, want %v", i+2, code, want)
+			}
+		}
+		if dialled != 2 {
+			t.Errorf("dialled %d times for 2 sessions", dialled)
+		}
+		// Who has its share has taken the room of nobody else.
+		leave, err := room.take("bob")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := room.take("carol"); err == nil {
+			t.Error("there is room for more than all")
+		}
+		leave()
+		first.Reset()
+		synctest.Wait()
+		if _, code = open("web"); code != session.OK {
+			t.Error("the place of one that has ended is not free again:", code)
+		}
+	})
+}

@@ -24,6 +24,9 @@ type UDPExit struct {
 	// "denied", for an unknown service too.
 	Lookup func(p peer.ID, service string) (Target, error)
 
+	// Room, if not nil, bounds the sockets to targets of all exits that have it, by peer.
+	Room *Room
+
 	// Log gets a line for offers refused, at most one a second of a peer; nil for none.
 	Log *slog.Logger
 
@@ -60,6 +63,13 @@ func (e *UDPExit) serveFlow(ctx context.Context, log *slog.Logger, in *datagram.
 		e.refusals.warn(log.With("reason", err), string(in.Peer()), "denied")
 		return
 	}
+	leave, err := e.Room.take(string(in.Peer()))
+	if err != nil {
+		in.Refuse(datagram.Overload)
+		e.refusals.warn(log.With("reason", err), string(in.Peer()), "too many connections")
+		return
+	}
+	defer leave()
 	conn, err := target.dialUDP(ctx)
 	if err != nil {
 		code := datagram.Code(refusal(err)) // the same codes as a session's

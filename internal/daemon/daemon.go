@@ -353,6 +353,7 @@ func (d *Daemon) exit() *forward.Exit {
 	return &forward.Exit{
 		Accept:    d.sessions.Accept,
 		Lookup:    d.lookup,
+		Room:      d.room.targets,
 		OnSession: d.exitSession,
 		Log:       d.log,
 	}

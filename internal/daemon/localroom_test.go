@@ -5,20 +5,26 @@ import (
 	"testing"
 )
 
-func TestVisitorsLeaveTheMachineItsDescriptors(t *testing.T) {
+func TestVisitorsAndPeersLeaveTheMachineItsDescriptors(t *testing.T) {
 	for _, descriptors := range []int{0, 1, 64, 1024, 20_000, 65_536, 1 << 20} {
-		programs, visitors, address := roomSizes(descriptors)
-		if programs < 1 || visitors < 1 || address < 1 {
-			t.Errorf("with %d descriptors there is no room: %d, %d, %d", descriptors, programs, visitors, address)
+		s := roomSizes(descriptors)
+		if min(s.programs, s.visitors, s.address, s.targets, s.peer) < 1 {
+			t.Errorf("with %d descriptors there is no room: %+v", descriptors, s)
 		}
-		if address > visitors || programs > roomMost || visitors > roomMost {
-			t.Errorf("with %d descriptors there is too much room: %d, %d, %d", descriptors, programs, visitors, address)
+		if s.address > s.visitors || s.peer > s.targets || max(s.programs, s.visitors, s.targets) > roomMost {
+			t.Errorf("with %d descriptors there is too much room: %+v", descriptors, s)
 		}
-		if descriptors >= 64 && visitors > descriptors/8 {
-			t.Errorf("visitors have %d of %d descriptors", visitors, descriptors)
+		if descriptors >= 64 && s.visitors > descriptors/8 {
+			t.Errorf("visitors have %d of %d descriptors", s.visitors, descriptors)
 		}
-		if descriptors >= 20_000 && programs < 10_000 {
-			t.Errorf("of 10 000 connections %d have room with %d descriptors", programs, descriptors)
+		if descriptors >= 64 && s.visitors+s.targets > descriptors-descriptors/8 {
+			t.Errorf("visitors and peers leave less than an eighth of %d descriptors: %+v", descriptors, s)
+		}
+		if descriptors >= 64 && s.peer > s.targets-s.targets/8 {
+			t.Errorf("with %d descriptors one peer leaves nothing to others: %+v", descriptors, s)
+		}
+		if descriptors >= 20_000 && min(s.programs, s.peer) < 10_000 {
+			t.Errorf("10 000 connections have no room with %d descriptors: %+v", descriptors, s)
 		}
 	}
 }

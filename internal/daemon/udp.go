@@ -103,7 +103,7 @@ func (d *Daemon) lookupUDP(p peer.ID, name string) (forward.Target, error) {
 
 // udpExit serves the far ends' flows with the services exposed here.
 func (d *Daemon) udpExit() *forward.UDPExit {
-	return &forward.UDPExit{Accept: d.datagrams.Accept, Lookup: d.lookupUDP, Log: d.log}
+	return &forward.UDPExit{Accept: d.datagrams.Accept, Lookup: d.lookupUDP, Room: d.room.targets, Log: d.log}
 }
 
 // serveUDP carries the datagrams of a forward until ctx ends.
