@@ -1,9 +1,13 @@
 package session
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+)
 
 // Each session may hold its window of what its application has not read, for a slow reader stops nobody but its own
-// writer. But thousands of them could hold more than a machine has, and then those that hold most are reset.
+// writer. But thousands of them could hold more than a machine has, and then those of the peer that holds most are reset.
 
 const (
 	// unreadShare is how much all sessions together may hold, in Config.Budget: 1 GiB by default, 512 first windows.
@@ -27,18 +31,11 @@ func (e *Endpoint) pressed() {
 	}
 }
 
-// shed resets the sessions that hold most until all together hold what they may.
+// shed resets sessions until all together hold what they may: each time the largest of the peer that holds most, so that
+// many small hoards of one cost no other peer its only session.
 func (e *Endpoint) shed() {
 	for e.mem.tooMuchUnread() {
-		var most *Conn
-		var bytes int
-		for _, k := range e.links() {
-			for _, c := range k.sessions() {
-				if n := c.unread(); n > bytes {
-					most, bytes = c, n
-				}
-			}
-		}
+		most, bytes := e.hoarder()
 		if most == nil {
 			return // what is left belongs to streams that are not sessions yet
 		}
@@ -46,4 +43,28 @@ func (e *Endpoint) shed() {
 			"service", most.name, "id", most.id.String(), "unread", bytes)
 		most.cut(fmt.Errorf("%d bytes were not read, and all such together are more than %d", bytes, e.mem.unreadMost()))
 	}
+}
+
+// hoarder is the session that holds most of those of the peer that does; nil: none holds anything.
+func (e *Endpoint) hoarder() (most *Conn, bytes int) {
+	type hoard struct {
+		all, most int
+		of        *Conn // that has most
+	}
+	by := map[peer.ID]hoard{}
+	var largest hoard
+	for _, k := range e.links() {
+		h := by[k.peer]
+		for _, c := range k.sessions() {
+			n := c.unread()
+			if h.all += n; n > h.most {
+				h.most, h.of = n, c
+			}
+		}
+		by[k.peer] = h
+		if h.all > largest.all {
+			largest = h
+		}
+	}
+	return largest.of, largest.most
 }
