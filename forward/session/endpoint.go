@@ -172,7 +172,7 @@ func (e *Endpoint) entryLink(p peer.ID) (*link, error) {
 	if e.closed {
 		return nil, ErrClosed
 	}
-	if k := e.entries[p]; k != nil {
+	if k := e.entries[p]; k != nil && k.reason() == nil { // one that is ending is there still
 		return k, nil
 	}
 	var id linkID

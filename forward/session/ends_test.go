@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -411,4 +412,42 @@ func TestWishesToRenewDoNotPutOneAnotherOff(t *testing.T) {
 	if begun < 9 || begun > 11 {
 		t.Errorf("begun %d times in ten seconds", begun)
 	}
+}
+
+// atLog calls do at the first line of that text.
+type atLog struct {
+	slog.Handler
+	text string
+	do   func()
+	once sync.Once
+}
+
+func (h *atLog) Enabled(context.Context, slog.Level) bool { return true }
+func (h *atLog) Handle(_ context.Context, r slog.Record) error {
+	if r.Message == h.text {
+		h.once.Do(h.do)
+	}
+	return nil
+}
+
+// TestDialMeetsALinkThatIsEnding: it begins another.
+func TestDialMeetsALinkThatIsEnding(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var l *lab
+		dialled := make(chan error, 1)
+		// It is idle, and ends: between two of its steps somebody dials.
+		ending := &atLog{Handler: slog.DiscardHandler, text: "link ended", do: func() {
+			_, err := l.c.Dial(t.Context(), peerE, "svc")
+			dialled <- err
+		}}
+		l = newLab(t, func(c, _ *Config) { c.Log = slog.New(ending) })
+		defer l.close()
+		c, e := l.session()
+		if err := both(c, e, 100, 100); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-dialled; err != nil {
+			t.Fatal(err)
+		}
+	})
 }
