@@ -21,6 +21,8 @@ import (
 //     deliver what the failed side had still sent, then reset both sides
 //  6. the same when a side tells of its loss by itself (AfterLoss): while both
 //     directions wait for bytes nobody would notice
+//  7. and when a socket fails that is not read just now, for its bytes wait to be
+//     written or it has sent its last (lookout.go)
 //
 // Copy returns when both directions have ended.
 
@@ -39,12 +41,15 @@ const drainTime = time.Second
 func Copy(a, b Conn) (aToB, bToA int64, err error) {
 	p := &pair{a: a, b: b}
 	unwatchA, unwatchB := p.watch(a, b), p.watch(b, a)
+	lookA, lookB := newLookout(a, p.lost), newLookout(b, p.lost)
 	other := make(chan int64)
-	go func() { other <- p.copyHalf(p.a, p.b) }() // ends with its direction; both sides' reset ends both
-	aToB = p.copyHalf(b, a)
+	go func() { other <- p.copyHalf(p.a, p.b, lookB) }() // ends with its direction; both sides' reset ends both
+	aToB = p.copyHalf(b, a, lookA)
 	bToA = <-other
 	unwatchA()
 	unwatchB()
+	lookA.end()
+	lookB.end()
 
 	if p.err != nil { // both directions have ended, p is ours alone
 		if p.drainUntil.Load() != nil {
@@ -71,14 +76,16 @@ type pair struct {
 }
 
 // copyHalf carries src to dst until src ends or either fails, and returns how many
-// bytes dst took.
-func (p *pair) copyHalf(dst, src Conn) (n int64) {
+// bytes dst took. While it does not read src the lookout does.
+func (p *pair) copyHalf(dst, src Conn, look *lookout) (n int64) {
 	buf := newBuffer()
 	defer buf.free()
 	for {
 		nr, readErr := p.read(src, buf)
 		if nr > 0 {
+			look.unread()
 			nw, err := dst.Write(buf.bytes()[:nr])
+			look.read()
 			n += int64(nw)
 			if err == nil && nw < nr {
 				err = io.ErrShortWrite
@@ -92,6 +99,7 @@ func (p *pair) copyHalf(dst, src Conn) (n int64) {
 		case readErr == nil:
 			buf.fit(nr)
 		case readErr == io.EOF:
+			look.unread() // its last; and it may fail yet
 			if err := dst.CloseWrite(); err != nil {
 				p.failWrite(dst, src, err)
 			} else {
@@ -101,8 +109,7 @@ func (p *pair) copyHalf(dst, src Conn) (n int64) {
 		case p.drainUntil.Load() != nil && isDeadline(readErr):
 			return n // the opposite direction may still deliver, for its own drainTime
 		default:
-			p.fail(readErr)
-			p.reset()
+			p.lost(readErr)
 			return n
 		}
 	}
@@ -176,6 +183,12 @@ func (p *pair) fail(err error) {
 	if p.err == nil {
 		p.err = err
 	}
+}
+
+// lost ends both directions at once: what a failed side had still sent is gone.
+func (p *pair) lost(err error) {
+	p.fail(err)
+	p.reset()
 }
 
 func (p *pair) end() {
