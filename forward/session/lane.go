@@ -89,7 +89,7 @@ type lane struct {
 
 func newLane(k *link, index uint8) *lane {
 	l := &lane{link: k, index: index, since: k.e.now(), streams: map[uint32]*Conn{}, nextStream: 1}
-	l.ring.mem = &k.e.mem
+	l.ring.mem, l.ring.all = &k.e.mem, &k.held
 	l.canRead.L = &l.mu
 	l.watching.kick = make(chan struct{}, 1)
 	l.ackTimer = time.AfterFunc(time.Hour, l.ackTime)

@@ -52,6 +52,7 @@ type link struct {
 
 	moved signal // a lane attached, was lost, turned suspect, has room for sessions again; the link failed
 	calm  chan struct{}
+	held  int64 // memory of its rings, under the endpoint's memory's lock
 
 	mu      sync.Mutex
 	lanes   [maxLanes]*lane

@@ -35,6 +35,7 @@ func (c *chunk) bytes() []byte { return c.buf[headroom : headroom+c.n] }
 // The lane's lock guards it.
 type ring struct {
 	mem         *memory
+	all         *int64 // memory of all the link's rings; under mem's lock
 	first, last *chunk
 	hint        *chunk // in the ring: where at found the last offset
 	held        int64  // bytes of memory
@@ -68,7 +69,7 @@ func (r *ring) grow(want int, must bool) *chunk {
 	if want > smallChunk-headroom || r.first != nil {
 		size = largeChunk + headroom
 	}
-	if !r.mem.reserve(int64(size), must || r.held < minRing) {
+	if !r.mem.reserve(r.all, int64(size), must || r.held < minRing) {
 		return nil
 	}
 	c := r.mem.get(size)
@@ -103,7 +104,7 @@ func (r *ring) drop(c *chunk) {
 		r.hint = nil
 	}
 	r.held -= int64(len(c.buf))
-	r.mem.release(int64(len(c.buf)))
+	r.mem.release(r.all, int64(len(c.buf)))
 	c.next, c.acked = nil, true
 	if c.pins == 0 {
 		r.mem.put(c)
@@ -153,21 +154,24 @@ type memory struct {
 	segments
 }
 
-// reserve takes n bytes of the budget; must takes them even if there are none.
-func (m *memory) reserve(n int64, must bool) bool {
+// reserve takes n bytes of the budget for a link that holds so many. It may hold no more than it leaves free, so that one
+// whose peer acknowledges nothing leaves others theirs; must takes them even so.
+func (m *memory) reserve(held *int64, n int64, must bool) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if !must && m.used+n > m.budget {
+	if !must && *held+n > m.budget-m.used-n {
 		return false
 	}
 	m.used += n
+	*held += n
 	return true
 }
 
-func (m *memory) release(n int64) {
+func (m *memory) release(held *int64, n int64) {
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.used -= n
-	m.mu.Unlock()
+	*held -= n
 }
 
 // reserveWindow promises a peer n bytes of receive window, or takes a promise back.
@@ -181,10 +185,11 @@ func (m *memory) reserveWindow(n int64) bool {
 	return true
 }
 
+// over says whether less is left than a lane has in any case.
 func (m *memory) over() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.used >= m.budget
+	return m.budget-m.used < minRing
 }
 
 func (m *memory) pool(size int) *sync.Pool {
