@@ -31,9 +31,11 @@ type Entry struct {
 	// returns, if not nil, is called when the session has ended.
 	OnSession func(local net.Conn, session Conn) (ended func(sent, received int64, err error))
 
-	// Log gets one line for each connection that failed, nil for none. Give it the
-	// attributes "service" and "peer".
+	// Log gets a line for connections that failed, of each kind at most one a second;
+	// nil for none. Give it the attributes "service" and "peer".
 	Log *slog.Logger
+
+	failures pace
 }
 
 // Serve accepts connections until ctx ends, then resets those that are open, and
@@ -97,11 +99,11 @@ func (e *Entry) serveConn(ctx context.Context, log *slog.Logger, c net.Conn) {
 	if err != nil {
 		Reset(local)
 		if ctx.Err() == nil {
-			log.Warn("no session for a local connection", "client", addrOf(c), "err", err)
+			e.failures.warn(log.With("client", addrOf(c), "err", err), "none", "no session for a local connection")
 		}
 		return
 	}
-	carry(ctx, log, local, far, e.OnSession)
+	carry(ctx, log, &e.failures, local, far, e.OnSession)
 }
 
 // fit makes a local connection ready to be carried; nil: it cannot be, and is reset.
@@ -129,7 +131,7 @@ func within(ctx context.Context, wait time.Duration, dial func(context.Context) 
 }
 
 // carry is the life of an open session, told and logged.
-func carry(ctx context.Context, log *slog.Logger, local, far Conn, onSession func(net.Conn, Conn) func(int64, int64, error)) {
+func carry(ctx context.Context, log *slog.Logger, failures *pace, local, far Conn, onSession func(net.Conn, Conn) func(int64, int64, error)) {
 	ended := func(sent, received int64, err error) {}
 	if onSession != nil {
 		if f := onSession(local, far); f != nil {
@@ -139,11 +141,12 @@ func carry(ctx context.Context, log *slog.Logger, local, far Conn, onSession fun
 	sent, received, err := copyUntil(ctx, local, far)
 	ended(sent, received, err)
 	if err != nil {
-		level := slog.LevelDebug // programs abort connections every day
+		log = log.With("client", addrOf(local), "sent", sent, "received", received, "err", err)
 		if refused := new(session.RefusedError); errors.As(err, &refused) {
-			level = slog.LevelWarn
+			failures.warn(log, "refused", "session failed")
+		} else {
+			log.Debug("session failed") // programs abort connections every day
 		}
-		log.Log(ctx, level, "session failed", "client", addrOf(local), "sent", sent, "received", received, "err", err)
 	}
 }
 

@@ -3,6 +3,7 @@ package forward
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -200,6 +201,46 @@ func TestEntryBacksOffWithoutDescriptors(t *testing.T) {
 			t.Errorf("complained %d times", n)
 		}
 	})
+}
+
+// TestACrowdWashesNoLogAway: whoever reaches a port can have its connections fail as often as it likes.
+func TestACrowdWashesNoLogAway(t *testing.T) {
+	const crowd = 200
+	fails := errors.New("away")
+	entries := map[string]func(l *visits, log *slog.Logger) func(context.Context) error{
+		"no session": func(l *visits, log *slog.Logger) func(context.Context) error {
+			return (&Entry{Listener: l, Log: log, Dial: func(context.Context) (Conn, error) { return nil, fails }}).Serve
+		},
+		"refused": func(l *visits, log *slog.Logger) func(context.Context) error {
+			return (&Entry{Listener: l, Log: log, Dial: func(context.Context) (Conn, error) {
+				near, _ := newMemPair()
+				return refusedConn{near}, nil
+			}}).Serve
+		},
+		"SOCKS": func(l *visits, log *slog.Logger) func(context.Context) error {
+			return (&SOCKSEntry{Listener: l, Log: log, Dial: func(context.Context, string, int) (Conn, error) { return nil, fails }}).Serve
+		},
+	}
+	for name, entry := range entries {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var log syncBuffer
+				l := newVisits()
+				serve(t, entry(l, slog.New(slog.NewTextHandler(&log, nil))))
+				for range crowd {
+					c := l.visit("192.0.2.1")
+					if name == "SOCKS" {
+						c.Write(append([]byte{5, 1, 0}, connectRequest("nas.test", 22)...))
+					}
+				}
+				time.Sleep(2 * time.Second)
+				text := log.String()
+				if n := strings.Count(text, "level=WARN"); n != 2 || !strings.Contains(text, fmt.Sprintf("left_out=%d", crowd-2)) {
+					t.Errorf("%d lines in the log for %d connections:\n%.1000s", n, crowd, text)
+				}
+			})
+		})
+	}
 }
 
 type starvedListener struct {

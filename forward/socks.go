@@ -36,8 +36,11 @@ type SOCKSEntry struct {
 	Room      *Room
 	OnSession func(local net.Conn, session Conn) (ended func(sent, received int64, err error))
 
-	// Log gets one line for each connection that failed, nil for none.
+	// Log gets a line for connections that failed, of each kind at most one a second;
+	// nil for none.
 	Log *slog.Logger
+
+	failures pace
 }
 
 var (
@@ -106,7 +109,8 @@ func (a *asking) connect(r *socks5.Request) error {
 	})
 	if err != nil {
 		if a.ctx.Err() == nil {
-			a.log.Warn("no session for a local connection", "client", addrOf(a), "to", host, "port", r.RawDestAddr.Port, "err", err)
+			log := a.log.With("client", addrOf(a), "to", host, "port", r.RawDestAddr.Port, "err", err)
+			a.entry.failures.warn(log, "none", "no session for a local connection")
 		}
 		return socks5.SendReply(a, replyTo(err), nil)
 	}
@@ -115,7 +119,7 @@ func (a *asking) connect(r *socks5.Request) error {
 		Reset(far)
 		return err
 	}
-	carry(a.ctx, a.log, &asked{a.Conn, r.Reader}, far, a.entry.OnSession)
+	carry(a.ctx, a.log, &a.entry.failures, &asked{a.Conn, r.Reader}, far, a.entry.OnSession)
 	return nil
 }
 

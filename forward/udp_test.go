@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -316,5 +318,30 @@ func TestUDPEntryEndsWhileItsFlowsAreRefused(t *testing.T) {
 	refusing.Wait()
 	if len(flows) != sources {
 		t.Errorf("%d flows for %d sources", len(flows), sources)
+	}
+}
+
+// TestACrowdOfDatagramsWashesNoLogAway: each of them may be one that cannot be carried.
+func TestACrowdOfDatagramsWashesNoLogAway(t *testing.T) {
+	conn, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log syncBuffer
+	dialled := make(chan struct{})
+	entry := &UDPEntry{Conn: conn, Log: slog.New(slog.NewTextHandler(&log, nil)), Dial: func(datagram.Sink) (UDPFlow, error) {
+		dialled <- struct{}{}
+		return nil, errors.New("away")
+	}}
+	serve(t, entry.Serve)
+	start := time.Now()
+	c := dialUDP(t, conn.LocalAddr().String())
+	for range 200 {
+		c.Write([]byte("x"))
+		<-dialled // else the kernel may drop the next
+	}
+	most := 1 + int(time.Since(start)/time.Second)
+	if n := strings.Count(log.String(), "no flow"); n < 1 || n > most {
+		t.Errorf("%d lines in the log for 200 datagrams", n)
 	}
 }

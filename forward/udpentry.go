@@ -36,12 +36,15 @@ type UDPEntry struct {
 	// Refused, if not nil, is told why the peer did not want a flow.
 	Refused func(err error)
 
-	// Log gets one line for each flow that was refused, nil for none. Give it the attributes "service" and "peer".
+	// Log gets a line for flows that were refused, of each kind at most one a second; nil for none. Give it the attributes
+	// "service" and "peer".
 	Log *slog.Logger
 
 	log    *slog.Logger
 	socket *udpSocket
 	large  sync.Once
+
+	failures pace
 
 	mu    sync.Mutex
 	flows map[udpClient]*entryFlow
@@ -110,7 +113,7 @@ func (e *UDPEntry) flow(from udpClient) UDPFlow {
 		flow, err := e.Dial(f)
 		e.mu.Lock()
 		if err != nil {
-			e.log.Warn("no flow for a local program", "client", from.addr.String(), "err", err)
+			e.failures.warn(e.log.With("client", from.addr.String(), "err", err), "none", "no flow for a local program")
 			delete(e.flows, from)
 			return nil
 		}
@@ -163,7 +166,7 @@ func (f *entryFlow) Ended(err error) {
 	f.refused = true
 	e.mu.Unlock()
 	time.AfterFunc(refusedFor, func() { e.forget(f) })
-	e.log.Warn("datagrams refused", "client", f.client.addr.String(), "err", err)
+	e.failures.warn(e.log.With("client", f.client.addr.String(), "err", err), "refused", "datagrams refused")
 	if e.Refused != nil {
 		e.Refused(err)
 	}
