@@ -662,3 +662,46 @@ func TestAPeerThatBreaksTheProtocolLosesItsStream(t *testing.T) {
 		time.Sleep(2 * time.Second)
 	})
 }
+
+func TestWhatIsNotAcceptedYetIsBoundedInBytesOfAPeer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pr := newPair(t, false, &path{delay: time.Millisecond})
+		const flows = 10
+		for range flows {
+			f, _ := pr.dial("waits")
+			for range maxPending {
+				f.Send(make([]byte, MaxSize))
+				time.Sleep(10 * time.Millisecond)
+			}
+		}
+		h := pr.e.users["c"]
+		held := func() (n int) {
+			for _, f := range h.all() {
+				h.mu.Lock()
+				for _, b := range f.pending {
+					n += len(b)
+				}
+				h.mu.Unlock()
+			}
+			return n
+		}
+		if n := held(); n < MaxSize || n > max(queueBytes, MaxSize) {
+			t.Errorf("%d flows keep %d bytes, want %d", flows, n, queueBytes)
+		}
+		// What is accepted or refused makes room.
+		pr.mu.Lock()
+		waiting := pr.waiting
+		pr.mu.Unlock()
+		if len(waiting) != flows {
+			t.Fatalf("%d flows wait, want %d", len(waiting), flows)
+		}
+		for _, in := range waiting {
+			in.Refuse(Overload)
+		}
+		if n := held(); n != 0 || h.parked != 0 {
+			t.Errorf("%d bytes are kept, %d counted, of no flow", n, h.parked)
+		}
+		pr.stop()
+		time.Sleep(2 * time.Second)
+	})
+}

@@ -26,12 +26,12 @@ type Flow struct {
 
 	all *carried // all flows of the service with the peer
 
-	over   bool // under half.mu
-	queued int  // under half.mu: what it has in the queue
+	over    bool     // under half.mu
+	queued  int      // under half.mu: what it has in the queue
+	pending [][]byte // under half.mu, E: what came before it was accepted
 
-	mu      sync.Mutex
-	sink    Sink     // E: nil until it is accepted
-	pending [][]byte // E: what came before
+	mu   sync.Mutex // before half.mu
+	sink Sink       // E: nil until it is accepted
 }
 
 // enoughBack is how many datagrams must have come back for a flow to be more than a question and an answer.
@@ -118,12 +118,8 @@ func (f *Flow) deliver(b []byte) {
 	}
 	f.mu.Lock()
 	sink := f.sink
-	if sink == nil {
-		if len(f.pending) < maxPending {
-			f.pending = append(f.pending, bytes.Clone(b))
-		} else {
-			f.lost()
-		}
+	if sink == nil && !f.half.park(f, b) {
+		f.lost()
 	}
 	f.mu.Unlock()
 	if sink != nil {
@@ -135,10 +131,10 @@ func (f *Flow) deliver(b []byte) {
 func (f *Flow) accept(sink Sink) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, b := range f.pending {
+	for _, b := range f.half.unpark(f) {
 		sink.Deliver(b)
 	}
-	f.pending, f.sink = nil, sink
+	f.sink = sink
 }
 
 func (f *Flow) accepted() bool {

@@ -1,6 +1,7 @@
 package datagram
 
 import (
+	"bytes"
 	"log/slog"
 	"slices"
 	"sync"
@@ -29,6 +30,7 @@ type half struct {
 	mu       sync.Mutex
 	flows    map[uint64]*Flow
 	queue    queue
+	parked   int        // E: what flows that are not accepted yet keep
 	carriers []*carrier // those that live, the newest last
 	via      *carrier   // the one to send by: the newest that is not retired; nil: none
 	moved    time.Time  // when a datagram last did
@@ -199,11 +201,42 @@ func (h *half) add(f *Flow) bool {
 	return true
 }
 
+// park keeps a datagram of a flow that is not accepted yet, if it may: all such flows together have what the queue has, and
+// the largest alone fits.
+func (h *half) park(f *Flow, b []byte) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	cost := len(b) + itemCost
+	if f.over || len(f.pending) >= maxPending || h.parked > 0 && h.parked+cost > queueBytes {
+		return false
+	}
+	f.pending = append(f.pending, bytes.Clone(b))
+	h.parked += cost
+	return true
+}
+
+// unpark gives what the flow has parked.
+func (h *half) unpark(f *Flow) [][]byte {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.unparkLocked(f)
+}
+
+func (h *half) unparkLocked(f *Flow) [][]byte {
+	list := f.pending
+	f.pending = nil
+	for _, b := range list {
+		h.parked -= len(b) + itemCost
+	}
+	return list
+}
+
 // remove takes a flow off; false: it was already.
 func (h *half) remove(f *Flow) bool {
 	h.mu.Lock()
 	was := !f.over
 	f.over = true
+	h.unparkLocked(f)
 	if h.flows[f.number] == f {
 		delete(h.flows, f.number)
 	}

@@ -219,6 +219,7 @@ type pair struct {
 	allowed  func(service string) bool
 	expelled bool
 	offered  int // flows that the exit was offered
+	waiting  []*Incoming
 	opened   int // streams
 	stop     func()
 	handles  sync.WaitGroup
@@ -305,7 +306,8 @@ func (pr *pair) lose(p *path) {
 	p.breakUp()
 }
 
-// echo accepts each flow and sends back what comes; service "refused" is refused, and "silent" answers nothing.
+// echo accepts each flow and sends back what comes; service "refused" is refused, "silent" answers nothing, and
+// "waits" is answered by the test.
 func (pr *pair) echo(ctx context.Context) {
 	for {
 		in, err := pr.e.Accept(ctx)
@@ -318,6 +320,11 @@ func (pr *pair) echo(ctx context.Context) {
 		switch in.Service() {
 		case "refused":
 			in.Refuse(Refused)
+			continue
+		case "waits":
+			pr.mu.Lock()
+			pr.waiting = append(pr.waiting, in)
+			pr.mu.Unlock()
 			continue
 		case "silent":
 			in.Accept(&box{})
