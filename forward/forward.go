@@ -65,7 +65,8 @@ var keepAlive = net.KeepAliveConfig{
 }
 
 // Reset ends c so that the far program sees a failure: by c's own Reset where it
-// has one, else by a TCP RST. A unix socket knows no such thing and is closed.
+// has one, else by a TCP RST. A unix socket knows no such thing and is closed:
+// its program reads an end (docs/session.md, "Ends").
 func Reset(c net.Conn) error {
 	switch c := c.(type) {
 	case interface{ Reset() error }:

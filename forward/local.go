@@ -236,7 +236,7 @@ func listenUnix(path string) (net.Listener, error) {
 			return nil, err
 		}
 	}
-	ln, err := net.Listen("unix", path)
+	ln, err := listenClosed(path)
 	if err != nil {
 		return nil, err
 	}
