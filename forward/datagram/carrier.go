@@ -27,8 +27,10 @@ const (
 	lowDelay    = queueAge / 2
 	markEvery   = 20 * time.Millisecond
 
-	// maxPacket: no QUIC datagram is larger; quic-go's search for the path's MTU ends at 1 452.
+	// maxPacket: no QUIC datagram is larger; quic-go's search for the path's MTU ends at 1 452. How large one may be now, QUIC
+	// tells by refusing, and is asked again when sizeFor has passed, for it goes on searching.
 	maxPacket = 1500
+	sizeFor   = 5 * time.Second
 
 	retireAfter = time.Second // docs/udp.md
 )
@@ -47,10 +49,11 @@ type carrier struct {
 	once     sync.Once
 	wake     chan struct{} // capacity 1
 	welcomed chan struct{} // C: closed when E has said OK
-	denied   atomic.Bool   // C: E has said DENIED
 	retired  bool          // under half.mu: only read from
 	marked   time.Time     // of the writer: when the last PING went with data
 	asked    time.Time     // of half.keep: when it last wanted a sign of life
+	refused  int           // of the writer: QUIC takes no datagram of that size, since sizedAt
+	sizedAt  time.Time
 
 	mu      sync.Mutex
 	queue   []byte // control frames
@@ -231,6 +234,9 @@ func (c *carrier) takeControl(buf []byte) []byte {
 // long as more is sent than the path takes there is always another, behind which no frame would have its turn.
 func (c *carrier) fill(buf, packet []byte) (_ []byte, sent bool) {
 	now := time.Now()
+	if now.Sub(c.sizedAt) > sizeFor {
+		c.refused, c.sizedAt = maxPacket+1, now
+	}
 	wants := func(it item) bool {
 		if c.byPacket(it) {
 			return len(buf) == 0
@@ -244,8 +250,11 @@ func (c *carrier) fill(buf, packet []byte) (_ []byte, sent bool) {
 		}
 		f := it.flow
 		f.gone(len(it.data))
-		if c.byPacket(it) && c.sendPacket(packet, it) {
-			return buf, true
+		if c.byPacket(it) {
+			if c.sendPacket(packet, it) {
+				return buf, true
+			}
+			c.refused = len(it.data) // what is as large waits for the window from now on
 		}
 		before := len(buf)
 		if c.half.role == roleEntry && !f.opened.Load() {
@@ -281,7 +290,7 @@ func (c *carrier) mark(now time.Time, buf []byte, data int) []byte {
 
 // byPacket: does a datagram go as a QUIC datagram, if it fits?
 func (c *carrier) byPacket(it item) bool {
-	return c.packets != nil && c.reads.Load() && len(it.data) <= maxPacket && (c.half.role == roleExit || it.flow.opened.Load())
+	return c.packets != nil && c.reads.Load() && len(it.data) < c.refused && (c.half.role == roleExit || it.flow.opened.Load())
 }
 
 // readFrames takes frames until the stream ends.
@@ -337,7 +346,6 @@ func (c *carrier) readWelcome(r io.Reader) error {
 	}
 	c.hear(time.Now())
 	if b[0] != statusOK {
-		c.denied.Store(b[0] == statusDenied)
 		return fmt.Errorf("%w: status %d", errRefused, b[0])
 	}
 	c.reads.Store(b[1]&flagPackets != 0)

@@ -388,31 +388,38 @@ func TestAPeerThatMayUseNothingIsTold(t *testing.T) {
 	})
 }
 
+// TestOnASlowPathTheYoungGoFirst, by the stream because there is nothing else or because they do not fit a packet.
 func TestOnASlowPathTheYoungGoFirst(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := &path{delay: 20 * time.Millisecond, rate: 100 << 10, buffer: 1 << 20} // ten seconds' worth of buffer
-		pr := newPair(t, false, p)
-		f, back := pr.dial("echo")
-		began := time.Now()
-		for range 2000 { // ten times what the path takes
-			f.Send(binary.BigEndian.AppendUint64(make([]byte, 1000), uint64(time.Since(began))))
-			time.Sleep(time.Millisecond)
-		}
-		time.Sleep(3 * time.Second)
-		worst := time.Duration(0)
-		got, at := back.all()
-		for i, b := range got {
-			sent := began.Add(time.Duration(binary.BigEndian.Uint64(b[1000:])))
-			worst = max(worst, at[i].Sub(sent))
-		}
-		// Each way: 200 ms in the queue, as much and a batch in the buffers.
-		if worst > time.Second || back.count() < 100 || f.Info().Dropped < 1000 {
-			t.Errorf("the oldest that came was %v old; %d came, %d dropped", worst, back.count(), f.Info().Dropped)
-		}
-		t.Logf("%d of 2000 came, the oldest %v old", back.count(), worst)
-		pr.stop()
-		time.Sleep(2 * time.Second)
-	})
+	for size, packets := range map[int]bool{1000: false, packetRoom + 100: true} {
+		t.Run(fmt.Sprintf("packets=%v", packets), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := &path{delay: 20 * time.Millisecond, rate: 100 << 10, buffer: 1 << 20} // ten seconds' worth of buffer
+				pr := newPair(t, packets, p)
+				f, back := pr.dial("echo")
+				f.Send(nil)
+				time.Sleep(time.Second) // opened: what follows goes as packets, if it can
+				began := time.Now()
+				for range 2000 { // ten times what the path takes
+					f.Send(binary.BigEndian.AppendUint64(make([]byte, size), uint64(time.Since(began))))
+					time.Sleep(time.Millisecond)
+				}
+				time.Sleep(3 * time.Second)
+				worst := time.Duration(0)
+				got, at := back.all()
+				for i, b := range got[1:] {
+					sent := began.Add(time.Duration(binary.BigEndian.Uint64(b[size:])))
+					worst = max(worst, at[1+i].Sub(sent))
+				}
+				// Each way: 200 ms in the queue, as much and a batch in the buffers.
+				if worst > time.Second || back.count() < 100 || f.Info().Dropped < 1000 {
+					t.Errorf("the oldest that came was %v old; %d came, %d dropped", worst, back.count(), f.Info().Dropped)
+				}
+				t.Logf("%d of 2000 came, the oldest %v old", back.count(), worst)
+				pr.stop()
+				time.Sleep(2 * time.Second)
+			})
+		})
+	}
 }
 
 func TestMoreThanThePathTakesKeepsNeitherSignsOfLifeNorOtherProgramsBack(t *testing.T) {
