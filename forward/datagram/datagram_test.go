@@ -712,3 +712,25 @@ func TestWhatIsNotAcceptedYetIsBoundedInBytesOfAPeer(t *testing.T) {
 		time.Sleep(2 * time.Second)
 	})
 }
+
+// TestNothingOfAFlowGoesOutAfterItsEnd: the exit would take it for the beginning of another, which nobody ends.
+func TestNothingOfAFlowGoesOutAfterItsEnd(t *testing.T) {
+	each(t, func(t *testing.T, pr *pair, p *path) {
+		ended, _ := pr.dial("silent")
+		other, back := pr.dial("echo")
+		pr.lose(p) // what is sent waits for another path
+		synctest.Wait()
+		ended.Send([]byte("too late"))
+		other.Send([]byte("x"))
+		ended.Close(Ended)
+		pr.add(&path{delay: 20 * time.Millisecond})
+		pr.c.Renew("e")
+		time.Sleep(time.Second)
+		if back.count() != 1 {
+			t.Errorf("%d datagrams of another flow came back, want 1", back.count())
+		}
+		if n := pr.offers(); n != 1 {
+			t.Errorf("%d flows were offered, want the one that goes on", n)
+		}
+	})
+}

@@ -66,9 +66,10 @@ func (q *queue) count(it item, sign int) {
 	it.flow.queued += cost
 }
 
-// first is the oldest one that is not too old; those that are it drops.
+// first is the oldest one that is not too old, nor of a flow that is over: the other side has been told of that end, and would
+// begin the flow anew. Those before it are dropped.
 func (q *queue) first(now time.Time) (item, bool) {
-	for !q.empty() && now.Sub(q.items[q.head].at) > queueAge {
+	for !q.empty() && (now.Sub(q.items[q.head].at) > queueAge || q.items[q.head].flow.over) {
 		q.drop()
 	}
 	if q.empty() {
