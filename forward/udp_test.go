@@ -37,28 +37,36 @@ type udpWorld struct {
 	denied bool
 }
 
+// newUDPEnds are two endpoints, of which entry can dial exit.
+func newUDPEnds(t *testing.T, allow func(peer.ID, string) error) (entry, exit *datagram.Endpoint) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var serving sync.WaitGroup
+	t.Cleanup(func() { cancel(); serving.Wait() })
+	exit = datagram.New(datagram.Config{Authorize: allow})
+	entry = datagram.New(datagram.Config{Authorize: allow, Open: func(context.Context, peer.ID, datagram.Stream) (datagram.Stream, error) {
+		near, far := net.Pipe()
+		serving.Go(func() { exit.Handle("entry", pipeStream{far}) })
+		return pipeStream{near}, nil
+	}})
+	serving.Go(func() { entry.Serve(ctx) })
+	serving.Go(func() { exit.Serve(ctx) })
+	return entry, exit
+}
+
 func newUDPWorld(t *testing.T, listen string) *udpWorld {
 	w := &udpWorld{t: t, refused: make(chan error, 100)}
 	ctx, cancel := context.WithCancel(context.Background())
 	var serving sync.WaitGroup
 	t.Cleanup(func() { cancel(); serving.Wait() })
-	allow := func(_ peer.ID, service string) error {
+	entry, exit := newUDPEnds(t, func(_ peer.ID, service string) error {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if w.denied && service != "" {
 			return errors.New("not you")
 		}
 		return nil
-	}
-	exit := datagram.New(datagram.Config{Authorize: allow})
-	entry := datagram.New(datagram.Config{Authorize: allow, Open: func(context.Context, peer.ID, datagram.Stream) (datagram.Stream, error) {
-		near, far := net.Pipe()
-		serving.Go(func() { exit.Handle("entry", pipeStream{far}) })
-		return pipeStream{near}, nil
-	}})
+	})
 	w.ends = [2]*datagram.Endpoint{entry, exit}
-	serving.Go(func() { entry.Serve(ctx) })
-	serving.Go(func() { exit.Serve(ctx) })
 	out := &UDPExit{Accept: exit.Accept, Lookup: func(peer.ID, string) (Target, error) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
@@ -343,5 +351,39 @@ func TestACrowdOfDatagramsWashesNoLogAway(t *testing.T) {
 	most := 1 + int(time.Since(start)/time.Second)
 	if n := strings.Count(log.String(), "no flow"); n < 1 || n > most {
 		t.Errorf("%d lines in the log for 200 datagrams", n)
+	}
+}
+
+// endings is a sink that hears how its flow ends.
+type endings chan error
+
+func (endings) Deliver([]byte)    {}
+func (e endings) Ended(err error) { e <- err }
+
+func TestAUDPExitThatEndsRefusesWhatItHasTaken(t *testing.T) {
+	entry, exit := newUDPEnds(t, func(peer.ID, string) error { return nil })
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(endings, 1)
+	flow, err := entry.Dial("exit", "svc", ended)
+	if err != nil {
+		t.Fatal(err)
+	}
+	flow.Send([]byte("x"))
+	out := &UDPExit{Accept: func(ctx context.Context) (*datagram.Incoming, error) {
+		in, err := exit.Accept(ctx)
+		cancel()
+		return in, err
+	}}
+	if err := out.Serve(ctx); err != nil {
+		t.Error(err)
+	}
+	select {
+	case err := <-ended:
+		var refused *datagram.RefusedError
+		if !errors.As(err, &refused) || refused.Code != datagram.Overload {
+			t.Error("it ended with", err)
+		}
+	case <-time.After(udpPatience):
+		t.Error("nobody answered")
 	}
 }

@@ -44,6 +44,9 @@ func (e *UDPExit) Serve(ctx context.Context) error {
 	for {
 		in, err := e.Accept(ctx)
 		if ctx.Err() != nil {
+			if err == nil {
+				in.Refuse(datagram.Overload)
+			}
 			return nil
 		}
 		if err != nil {
