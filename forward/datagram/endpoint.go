@@ -49,7 +49,7 @@ func New(cfg Config) *Endpoint {
 	return e
 }
 
-// Serve ends idle flows until ctx ends, then ends all of them, and returns when everything below has ended.
+// Serve ends idle flows until ctx ends, then ends all of them, and returns nil when everything below has ended.
 func (e *Endpoint) Serve(ctx context.Context) error {
 	tick := time.NewTicker(sweep)
 	defer tick.Stop()

@@ -110,7 +110,8 @@ func (e *Endpoint) random() float64 {
 // spawn runs a goroutine that Serve waits for.
 func (e *Endpoint) spawn(f func()) { e.all.Go(f) }
 
-// Serve runs the endpoint until ctx ends, then resets all sessions, tells the peers, and returns when everything has ended.
+// Serve runs the endpoint until ctx ends, then resets all sessions, tells the peers, and returns
+// nil when everything has ended.
 func (e *Endpoint) Serve(ctx context.Context) error {
 	for {
 		select {
@@ -134,7 +135,7 @@ func (e *Endpoint) Serve(ctx context.Context) error {
 	wg.Wait()
 	e.cancel()
 	e.all.Wait()
-	return ctx.Err()
+	return nil
 }
 
 // links lists all links.

@@ -519,8 +519,8 @@ func TestShutdownTellsThePeer(t *testing.T) {
 		defer l.close()
 		c := New(Config{Self: peerC, Open: l.Open, Now: time.Now})
 		ctx, cancel := context.WithCancel(t.Context())
-		var wg sync.WaitGroup
-		wg.Go(func() { c.Serve(ctx) })
+		served := make(chan error, 1)
+		go func() { served <- c.Serve(ctx) }()
 		s, err := c.Dial(t.Context(), peerE, "svc")
 		if err != nil {
 			t.Fatal(err)
@@ -535,7 +535,9 @@ func TestShutdownTellsThePeer(t *testing.T) {
 		if _, err := s.Read(make([]byte, 1)); !errors.Is(err, ErrReset) {
 			t.Fatal(err)
 		}
-		wg.Wait()
+		if err := <-served; err != nil {
+			t.Error("an end in order is told as", err)
+		}
 	})
 }
 
