@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -94,8 +96,9 @@ func readFrame(r *bufio.Reader, room []byte) (f frame, err error) {
 	return f, whole(err)
 }
 
+// validService says the same as package session of a service's name: not empty, UTF-8, nothing that would spoil a log line.
 func validService(s string) bool {
-	return len(s) > 0 && len(s) <= maxService && utf8.ValidString(s)
+	return len(s) > 0 && len(s) <= maxService && utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
 }
 
 // readBytes reads a length of at most max and so many bytes into room.

@@ -58,3 +58,13 @@ func FuzzHello(f *testing.F) {
 		}
 	})
 }
+
+func TestAServicesNameSpoilsNoLogLine(t *testing.T) {
+	room := make([]byte, MaxSize)
+	for _, name := range []string{"", "a\nb", "\x1b[2J", "\xff", string(make([]byte, maxService+1))} {
+		open := frame{typ: frameOpen, number: 1, service: name}.append(nil)
+		if _, err := readFrame(bufio.NewReader(bytes.NewReader(open)), room); err == nil {
+			t.Errorf("an OPEN of %q is taken", name)
+		}
+	}
+}

@@ -188,7 +188,7 @@ func (e *Endpoint) entryLink(p peer.ID) (*link, error) {
 // Dial opens a session with p's service. On an attached link it costs no round trip; else it waits for a path until ctx ends.
 // Whether the service is there shows at the first Read: a refusal is a *RefusedError, also from Dial if p refuses us altogether.
 func (e *Endpoint) Dial(ctx context.Context, p peer.ID, service string) (*Conn, error) {
-	if !goodService(service) {
+	if !validService(service) {
 		return nil, fmt.Errorf("session: %q cannot be a service's name", service)
 	}
 	var err error

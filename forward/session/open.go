@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"unicode"
 	"unicode/utf8"
 )
@@ -71,21 +72,13 @@ func readOpen(r io.Reader) (*open, error) {
 		return nil, errOpen
 	}
 	o := &open{id: sessionID(b[2:10]), service: string(b[11 : 11+m])}
-	if !goodService(o.service) {
+	if !validService(o.service) {
 		return nil, errOpen
 	}
 	return o, nil
 }
 
-// goodService says whether a name may be sent: not empty, UTF-8, nothing that would spoil a log line.
-func goodService(s string) bool {
-	if s == "" || len(s) > maxService || !utf8.ValidString(s) {
-		return false
-	}
-	for _, r := range s {
-		if unicode.IsControl(r) {
-			return false
-		}
-	}
-	return true
+// validService says whether a name may be sent: not empty, UTF-8, nothing that would spoil a log line.
+func validService(s string) bool {
+	return len(s) > 0 && len(s) <= maxService && utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
 }
