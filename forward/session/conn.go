@@ -128,7 +128,7 @@ func (c *Conn) CloseWrite() error {
 	both := c.finLocked()
 	l.mu.Unlock()
 	if both {
-		c.part(nil, untold)
+		c.partInOrder()
 	}
 	return nil
 }
@@ -161,7 +161,7 @@ func (c *Conn) farEnd() {
 	both := c.fin
 	l.mu.Unlock()
 	if both {
-		c.part(nil, untold)
+		c.partInOrder()
 	}
 }
 
@@ -188,14 +188,14 @@ func (c *Conn) Close() error {
 	c.release = release
 	both := c.finLocked()
 	if !both && !unread {
-		c.orphan = time.AfterFunc(linger, func() { c.part(net.ErrClosed, 0) })
+		c.orphan = time.AfterFunc(linger, func() { c.partReset(net.ErrClosed, 0) })
 	}
 	l.mu.Unlock()
 	switch {
 	case unread:
-		c.part(net.ErrClosed, 0)
+		c.partReset(net.ErrClosed, 0)
 	case both:
-		c.part(nil, untold)
+		c.partInOrder()
 	}
 	return nil
 }
@@ -217,7 +217,7 @@ func (c *Conn) cut(why error) {
 // abort resets the session with a code of yamux's.
 func (c *Conn) abort(why error, code int) {
 	c.lane.link.remove(c)
-	c.part(why, code)
+	c.partReset(why, code)
 }
 
 // farReset takes the far side's reset.
@@ -226,17 +226,25 @@ func (c *Conn) farReset(m message) {
 	if code := m.length; c.lane.link.role == entry && m.kind == muxWindow && code > refusal && code < refusal+0x100 {
 		why = &RefusedError{Service: c.name, Code: Code(code - refusal)}
 	}
-	if c.part(why, untold) {
+	if c.partTold(why) {
 		c.lane.link.remove(c)
 		c.lose(why)
 	}
 }
 
-// untold is part's code where the peer is told nothing, for it knows.
+// partInOrder takes the session off its lane: both directions have ended.
+func (c *Conn) partInOrder() { c.part(nil, untold) }
+
+// partReset does so before that, and tells the peer with a code of yamux's. why is what its user is told.
+func (c *Conn) partReset(why error, code int) { c.part(why, code) }
+
+// partTold does so where the peer knows: it has, or it hears of the link's end. False: the session was off already.
+func (c *Conn) partTold(why error) bool { return c.part(why, untold) }
+
+// untold is the code that the peer is not told.
 const untold = -1
 
-// part takes the session off its lane, and tells the peer by a reset with that code. why is what its user is told; nil:
-// both directions have ended in order. False: it was off already.
+// part is behind the three of them.
 func (c *Conn) part(why error, code int) bool {
 	l := c.lane
 	l.mu.Lock()

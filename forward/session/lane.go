@@ -420,7 +420,7 @@ func (l *lane) end(err error, reason byte) {
 	l.mu.Unlock()
 	reset := fmt.Errorf("%w: %w", ErrReset, err)
 	for _, c := range all {
-		c.part(reset, untold)
+		c.partTold(reset)
 	}
 	if a != nil {
 		late := time.NewTimer(min(max(endPatience, 2*time.Duration(a.rtt.Load())), time.Second))

@@ -267,14 +267,14 @@ func (k *link) greet(c *Conn) {
 	c.SetReadDeadline(time.Now().Add(openPatienceExit))
 	o, err := readOpen(unanswered{c})
 	if err != nil {
-		c.part(net.ErrClosed, 0)
+		c.partReset(net.ErrClosed, 0)
 		return
 	}
 	c.SetReadDeadline(time.Time{})
 	c.begin(o)
 	in := &Incoming{conn: c}
 	if !k.add(c) {
-		c.part(net.ErrClosed, 0)
+		c.partReset(net.ErrClosed, 0)
 		return
 	}
 	late := time.NewTimer(openPatienceExit)
@@ -283,7 +283,7 @@ func (k *link) greet(c *Conn) {
 	case k.e.incoming <- in:
 		c.taken()
 	case <-c.parted:
-		c.part(net.ErrClosed, 0) // what came in order before it was reset, nobody will read
+		c.partReset(net.ErrClosed, 0) // what came in order before it was reset, nobody will read
 	case <-late.C:
 		in.Refuse(Overload)
 	case <-k.ctx.Done():

@@ -189,7 +189,7 @@ func (c *Conn) deliver(n int, whole bool) {
 		c.abort(ErrReset, 0)
 		c.lose(ErrReset)
 	case unwanted:
-		c.part(net.ErrClosed, 0)
+		c.partReset(net.ErrClosed, 0)
 	}
 	c.lane.link.e.pressed()
 }
