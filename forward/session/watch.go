@@ -492,26 +492,35 @@ func (l *lane) attach(ctx context.Context, live *attachment, silent bool) error 
 	if err != nil {
 		return err
 	}
-	kill := context.AfterFunc(ctx, func() { retire(s) })
-	s.SetDeadline(time.Now().Add(attachPatience))
-	abandon := func(err error) error {
-		kill()
-		retire(s)
-		if ctx.Err() != nil && silent && live.heard.Load() != w.heard {
-			return nil // it spoke again
-		}
-		if late := net.Error(nil); errors.As(err, &late) && late.Timeout() {
-			k.silent(s) // or the next attempt would go by the same path
-		}
-		return err
+	asked := k.e.now()
+	err = l.takeOver(ctx, s, live != nil)
+	if err == nil {
+		return nil
 	}
-	if live != nil {
+	retire(s)
+	if ctx.Err() != nil && silent && live.heard.Load() != w.heard {
+		return nil // it spoke again
+	}
+	if late := net.Error(nil); errors.As(err, &late) && late.Timeout() && k.e.now().Sub(asked) >= minSilence {
+		k.silent(s) // or the next attempt would go by the same path; one that was called off soon may be a good one
+	}
+	return err
+}
+
+// takeOver asks the peer to go on by s, and does so itself. Where another stream is in use it first checks that s carries
+// both ways; ctx can call it off until then.
+func (l *lane) takeOver(ctx context.Context, s Stream, inUse bool) error {
+	k := l.link
+	kill := context.AfterFunc(ctx, func() { retire(s) })
+	defer func() { kill() }()
+	s.SetDeadline(time.Now().Add(attachPatience))
+	if inUse {
 		if _, err := l.exchange(s, flagCheck); err != nil {
-			return abandon(err)
+			return err
 		}
 		// From here to the answer the lane is frozen: too late to call it off.
 		if !kill() {
-			return abandon(ctx.Err())
+			return ctx.Err()
 		}
 		kill = context.AfterFunc(k.ctx, func() { retire(s) })
 		s.SetDeadline(time.Now().Add(attachPatience))
@@ -519,23 +528,29 @@ func (l *lane) attach(ctx context.Context, live *attachment, silent bool) error 
 	asked := k.e.now()
 	r, err := l.exchange(s, 0)
 	if err != nil {
-		return abandon(err)
+		return err
 	}
 	if !kill() {
-		return abandon(errEnded)
+		return errEnded
 	}
 	s.SetDeadline(time.Time{})
+	return l.goOn(s, r, k.e.now().Sub(asked))
+}
+
+// goOn makes s the lane's stream after the peer's OK, if what it says is right.
+func (l *lane) goOn(s Stream, r *reply, rtt time.Duration) error {
+	k := l.link
 	l.mu.Lock()
 	if l.err != nil {
 		l.mu.Unlock()
-		return abandon(l.err)
+		return l.err
 	}
 	if st := l.judgeLocked(r.offset, r.crc); st != statusOK {
 		l.mu.Unlock()
 		k.failSoon(&statusError{st})
-		return abandon(&statusError{st})
+		return &statusError{st}
 	}
-	a := l.switchLocked(s, r.offset, k.e.now().Sub(asked))
+	a := l.switchLocked(s, r.offset, rtt)
 	k.e.spawn(func() { l.carry(a) })
 	l.mu.Unlock()
 	k.changed()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -159,7 +160,8 @@ func TestNoRenewalHidesThatThePathIsDead(t *testing.T) {
 		for _, dies := range []string{"silent", "reset"} {
 			t.Run(hangs+"/"+dies, func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					l := newLab(t)
+					var told atomic.Int32
+					l := newLab(t, func(c, _ *Config) { c.Silent = func(peer.ID, Stream) { told.Add(1) } })
 					defer l.close()
 					c, e := l.session()
 					first := l.last()
@@ -214,6 +216,10 @@ func TestNoRenewalHidesThatThePathIsDead(t *testing.T) {
 					}
 					if up, down := up(), down(); max(up, down) > 1500*time.Millisecond {
 						t.Errorf("up stalled for %v, down for %v", up, down)
+					}
+					// The better path had a second to answer in one of the cases alone.
+					if blamed := told.Load() > 0; blamed != (hangs == "check" && dies == "silent") {
+						t.Errorf("the better path was called silent: %v", blamed)
 					}
 				})
 			})
