@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	mathrand "math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -364,44 +363,29 @@ func cmdPort(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv(args[0], strconv.Itoa(fwdtest.FreePort(ts)))
 }
 
-// listenRange opens n ports in a row, below those that systems give out by themselves.
-func listenRange(ts *testscript.TestScript, name string, n int) (list []net.Listener) {
-	for range 100 {
-		base := 20000 + mathrand.IntN(10000)
-		for i := range n {
-			ln, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(base+i)))
-			if err != nil {
-				break
-			}
-			list = append(list, ln)
-			ts.Setenv(name+strconv.Itoa(i), ln.Addr().String())
-		}
-		if len(list) == n {
-			ts.Setenv(name, fmt.Sprintf("%d-%d", base, base+n-1))
-			return list
-		}
-		for _, ln := range list {
-			ln.Close()
-		}
-		list = nil
+// portRange finds n free ports in a row; NAME becomes them as a range, NAME0 and so on their addresses.
+func portRange(ts *testscript.TestScript, name, n string) (addrs []string) {
+	count, err := strconv.Atoi(n)
+	ts.Check(err)
+	if count > fwdtest.Row {
+		ts.Fatalf("%d ports in a row, at most %d can be had", count, fwdtest.Row)
 	}
-	ts.Fatalf("no %d ports in a row are free", n)
-	return nil
+	first := fwdtest.FreePort(ts)
+	ts.Setenv(name, fmt.Sprintf("%d-%d", first, first+count-1))
+	for i := range count {
+		addrs = append(addrs, net.JoinHostPort("127.0.0.1", strconv.Itoa(first+i)))
+		ts.Setenv(name+strconv.Itoa(i), addrs[i])
+	}
+	return addrs
 }
 
-func cmdPorts(ts *testscript.TestScript, neg bool, args []string) {
-	n, err := strconv.Atoi(args[1])
-	ts.Check(err)
-	for _, ln := range listenRange(ts, args[0], n) {
-		ln.Close()
-	}
-}
+func cmdPorts(ts *testscript.TestScript, neg bool, args []string) { portRange(ts, args[0], args[1]) }
 
 func cmdHellos(ts *testscript.TestScript, neg bool, args []string) {
-	n, err := strconv.Atoi(args[1])
-	ts.Check(err)
 	s := stageOf(ts)
-	for i, ln := range listenRange(ts, args[0], n) {
+	for i, at := range portRange(ts, args[0], args[1]) {
+		ln, err := net.Listen("tcp", at)
+		ts.Check(err)
 		s.listeners = append(s.listeners, ln)
 		go greet(ln, args[2]+strconv.Itoa(i))
 	}

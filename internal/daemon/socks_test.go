@@ -11,6 +11,8 @@ import (
 	"unicode"
 
 	"golang.org/x/net/proxy"
+
+	"fwd/itest/fwdtest"
 )
 
 // bySOCKS connects through the entry at proxyAddr.
@@ -52,15 +54,10 @@ func greeter(t *testing.T, addr, word string) (net.Listener, error) {
 func TestAPortOfARangeBySOCKSWaitsForItsMachine(t *testing.T) {
 	_, first := newRelay(t)
 	home, laptop := newHome(t), newMachine(t)
-	var port int
-	for port == 0 { // two in a row
-		l, err := greeter(t, "127.0.0.1:0", "the first")
-		if err != nil {
+	port := fwdtest.FreePort(t)
+	for i, word := range []string{"the first", "the second"} {
+		if _, err := greeter(t, net.JoinHostPort("127.0.0.1", strconv.Itoa(port+i)), word); err != nil {
 			t.Fatal(err)
-		}
-		port = l.Addr().(*net.TCPAddr).Port
-		if _, err := greeter(t, net.JoinHostPort("127.0.0.1", strconv.Itoa(port+1)), "the second"); err != nil {
-			port = 0
 		}
 	}
 	write(t, home.Config, "[[expose]]\ntarget = '%d-%d'\nname = 'web'\n", port, port+1)

@@ -8,11 +8,12 @@ import (
 	"fmt"
 	"net"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"fwd/itest/fwdtest"
 )
 
 // udpEcho answers each datagram with itself, until the test ends.
@@ -246,18 +247,17 @@ func TestARangeOfUDPPortsIsOneService(t *testing.T) {
 	nas.must(JoinRequest{Invite: first, As: "nas"})
 	laptop.must(JoinRequest{Invite: nas.invite(), As: "laptop"})
 	// Two ports in a row, at each end.
-	var target string
-	for target == "" {
-		a := udpEcho(t)
-		host, port, _ := net.SplitHostPort(a)
-		n, _ := strconv.Atoi(port)
-		if c, err := net.ListenPacket("udp", net.JoinHostPort(host, strconv.Itoa(n+1))); err == nil {
-			echoDatagrams(t, c)
-			target = a + "-" + strconv.Itoa(n+1) + "/udp"
+	at := fwdtest.FreePort(t)
+	for port := at; port < at+2; port++ {
+		c, err := net.ListenPacket("udp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			t.Fatal(err)
 		}
+		echoDatagrams(t, c)
 	}
+	target := fmt.Sprintf("127.0.0.1:%d-%d/udp", at, at+1)
 	nas.hold(ExposeRequest{Target: target, Name: "media"}, "exposed")
-	port, _ := strconv.Atoi(freePort(t))
+	port := fwdtest.FreePort(t)
 	local := laptop.listenings(ConnectRequest{Name: "media", Local: fmt.Sprintf("%d-%d/udp", port, port+1)}, 1)[0]
 	if want := fmt.Sprintf("127.0.0.1:%d-%d/udp", port, port+1); local != want {
 		t.Errorf("listening on %s, want %s", local, want)
