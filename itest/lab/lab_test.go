@@ -143,7 +143,7 @@ func TestHairpinOnlyWhereAsked(t *testing.T) {
 			r.observe(t, one, r.a1)
 			mapped := r.observe(t, two, r.a1)
 			send(t, one, mapped, "round the pin")
-			if got := arrives(t, two, "round the pin"); got != tc.want {
+			if got := arrives(t, two, "round the pin", tc.want); got != tc.want {
 				t.Errorf("arrived: %v, want %v", got, tc.want)
 			}
 		})
@@ -169,11 +169,11 @@ func TestCarrierTranslatesItsCustomersOnceMore(t *testing.T) {
 				}
 			}
 			send(t, one, r.observe(t, two, r.a1), "by the carrier")
-			if got := arrives(t, two, "by the carrier"); got != hairpin {
+			if got := arrives(t, two, "by the carrier", hairpin); got != hairpin {
 				t.Errorf("by the external address: %v, want %v", got, hairpin)
 			}
 			send(t, one, netip.AddrPortFrom(b.WAN(), addrPort(two).Port()), "inside")
-			if arrives(t, two, "inside") {
+			if arrives(t, two, "inside", false) {
 				t.Error("customers reach each other inside the carrier's net")
 			}
 			tcpWorks(t, a.hosted(t), r.a)
@@ -209,7 +209,7 @@ func TestFirewallOpensOnlyWhatItIsTold(t *testing.T) {
 	send(t, far, netip.AddrPortFrom(h.Addr(), 4000), "no")
 	send(t, far, netip.AddrPortFrom(h.Addr(), 4001), "yes")
 	receive(t, open)
-	if arrives(t, closed, "no") {
+	if arrives(t, closed, "no", false) {
 		t.Error("a closed port hears strangers")
 	}
 	send(t, closed, addrPortOf(l, far), "call")
@@ -225,17 +225,17 @@ func TestWireDelaysLosesAndLimits(t *testing.T) {
 		r := newReflectors(t, l)
 		h := l.Home("a", PortRestricted, Slow(30*time.Millisecond)).Host("h")
 		c := udp(t, h, ":0")
-		best := time.Hour
-		for range 5 {
+		until(t, "a round trip over a wire of 30 ms takes at most 90", func() bool {
 			start := time.Now()
 			mapped := r.observe(t, c, r.a1)
 			send(t, r.a1, mapped, "pong")
 			receive(t, c)
-			best = min(best, time.Since(start))
-		}
-		if best < 60*time.Millisecond || best > 90*time.Millisecond {
-			t.Errorf("round trip %v over a wire of 30 ms", best)
-		}
+			took := time.Since(start)
+			if took < 60*time.Millisecond {
+				t.Fatalf("round trip %v over a wire of 30 ms", took)
+			}
+			return took <= 90*time.Millisecond
+		})
 	})
 	t.Run("loss", func(t *testing.T) {
 		t.Parallel()
@@ -248,15 +248,15 @@ func TestWireDelaysLosesAndLimits(t *testing.T) {
 			r.a1.SetReadDeadline(time.Now()) // paced by reading, so that no buffer overflows
 			r.a1.ReadFromUDPAddrPort(make([]byte, 100))
 		}
-		// The last one out is at the core when a packet on the perfect way back has been seen; ask the counter until it rests.
-		var n uint64
-		until(t, "the count rests", func() bool {
-			was := n
-			time.Sleep(quiet)
-			n, _ = l.Packets("udp", h.PublicAddr(), r.a.Addr())
-			return n == was
+		// A wire keeps the order: when a later packet is here, all that were not lost have been counted.
+		later := uint64(0)
+		until(t, "a later packet arrives", func() bool {
+			later++
+			send(t, c, addrPort(r.a1), "later")
+			return arrives(t, r.a1, "later", false)
 		})
-		if n < 700 || n > 900 {
+		n, _ := l.Packets("udp", h.PublicAddr(), r.a.Addr())
+		if n < 700 || n > 900+later {
 			t.Errorf("%d of 1000 packets at 20 %% loss", n)
 		}
 	})
@@ -266,11 +266,15 @@ func TestWireDelaysLosesAndLimits(t *testing.T) {
 		far := l.Public("far", "7.0.0.10")
 		h := l.Home("a", PortRestricted, Shaped(Shape{Rate: 20e6}, Shape{Rate: 20e6})).Host("h")
 		const size = 1 << 20 // 0.42 s at 20 Mbit/s
-		start := time.Now()
-		transfer(t, h, far, size)
-		if took := time.Since(start); took < 400*time.Millisecond || took > 2*time.Second {
-			t.Errorf("1 MiB at 20 Mbit/s in %v", took)
-		}
+		until(t, "1 MiB at 20 Mbit/s takes at most 2 s", func() bool {
+			start := time.Now()
+			transfer(t, h, far, size)
+			took := time.Since(start)
+			if took < 400*time.Millisecond {
+				t.Fatalf("1 MiB at 20 Mbit/s in %v", took)
+			}
+			return took <= 2*time.Second
+		})
 	})
 }
 
@@ -295,11 +299,11 @@ func TestCutIsSilentAndHeals(t *testing.T) {
 			works := func(up, down bool) {
 				t.Helper()
 				send(t, c, addrPort(r.a1), "ping")
-				if got := arrives(t, r.a1, "ping"); got != up {
+				if got := arrives(t, r.a1, "ping", up); got != up {
 					t.Errorf("up: %v, want %v", got, up)
 				}
 				send(t, r.a1, netip.AddrPortFrom(home.WAN(), addrPort(c).Port()), "pong")
-				if got := arrives(t, c, "pong"); got != down {
+				if got := arrives(t, c, "pong", down); got != down {
 					t.Errorf("down: %v, want %v", got, down)
 				}
 			}
@@ -321,7 +325,7 @@ func TestCutIsSilentAndHeals(t *testing.T) {
 			home.Cable().Plug()
 			until(t, "the link is back", func() bool {
 				send(t, c, addrPort(r.a1), "ping")
-				return arrives(t, r.a1, "ping")
+				return arrives(t, r.a1, "ping", false)
 			})
 		})
 	}
@@ -337,7 +341,7 @@ func TestBlockUDPStopsFlowsThatExist(t *testing.T) {
 	r.observe(t, c, r.a1)
 	home.BlockUDP()
 	send(t, c, addrPort(r.a1), "lost")
-	if arrives(t, r.a1, "lost") {
+	if arrives(t, r.a1, "lost", false) {
 		t.Error("UDP passes")
 	}
 	tcpWorks(t, h, r.a)
@@ -358,7 +362,7 @@ func TestFlushNATForgetsWhoMayCallIn(t *testing.T) {
 			receive(t, c)
 			home.FlushNAT()
 			send(t, r.a1, mapped, "after")
-			if arrives(t, c, "after") {
+			if arrives(t, c, "after", false) {
 				t.Error("the mapping survived")
 			}
 			r.observe(t, c, r.a1)
@@ -402,7 +406,7 @@ func TestTrackingShortensTheLifeOfMappings(t *testing.T) {
 	until(t, "the mapping is gone", func() bool {
 		time.Sleep(1200 * time.Millisecond) // each try that gets through gives it another second
 		send(t, r.a1, mapped, "late")
-		return !arrives(t, c, "late")
+		return !arrives(t, c, "late", false)
 	})
 }
 
@@ -431,7 +435,7 @@ func TestSeverSeparatesOnlyThePair(t *testing.T) {
 	mend := l.Sever(h.PublicAddr(), r.a.Addr())
 	send(t, c, addrPort(r.a1), "lost")
 	r.observe(t, c, r.b1)
-	if arrives(t, r.a1, "lost") {
+	if arrives(t, r.a1, "lost", false) {
 		t.Error("the pair still talks")
 	}
 	mend()
@@ -454,7 +458,8 @@ func TestIPv6LetsInOnlyWhoWasCalled(t *testing.T) {
 				mine := netip.AddrPortFrom(h.Addr6(), addrPort(here).Port())
 				theirs := netip.AddrPortFrom(far.Addr6(), addrPort(there).Port())
 				send(t, there, mine, "stranger")
-				if got, want := arrives(t, here, "stranger"), h.home == nil; got != want {
+				want := h.home == nil
+				if got := arrives(t, here, "stranger", want); got != want {
 					t.Errorf("%s hears a stranger: %v, want %v", h.Name(), got, want)
 				}
 				send(t, here, theirs, "call")
@@ -485,7 +490,7 @@ func TestCoreCountsWhatItCarriesAndIsSomeHops(t *testing.T) {
 		check(t, raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_TTL, ttl) }))
 		text := fmt.Sprint("ttl ", ttl)
 		send(t, c, addrPort(r.b1), text)
-		if got := arrives(t, r.b1, text); got != want {
+		if got := arrives(t, r.b1, text, want); got != want {
 			t.Errorf("TTL %d arrives: %v", ttl, got)
 		}
 	}
@@ -518,7 +523,7 @@ func TestLabsSideBySideDoNotMeet(t *testing.T) {
 	inOne, inTwo := udp(t, a, ":4000"), udp(t, b, ":4000")
 	send(t, udp(t, home, ":0"), netip.MustParseAddrPort("7.0.0.10:4000"), "two")
 	receive(t, inTwo)
-	if arrives(t, inOne, "two") {
+	if arrives(t, inOne, "two", false) {
 		t.Error("a packet changed labs")
 	}
 }
@@ -671,11 +676,15 @@ func hear(t *testing.T, c *net.UDPConn, last string) (heard []string) {
 	}
 }
 
-// arrives says whether c receives the text before it is quiet.
-func arrives(t *testing.T, c *net.UDPConn, text string) bool {
+// arrives says whether c receives the text: what is wanted may be late on a busy machine, what is not has until it is quiet.
+func arrives(t *testing.T, c *net.UDPConn, text string, want bool) bool {
 	t.Helper()
+	wait := quiet
+	if want {
+		wait = limit
+	}
 	for {
-		got, _, err := read(c, quiet)
+		got, _, err := read(c, wait)
 		if err != nil || got == text {
 			return err == nil
 		}
