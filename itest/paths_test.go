@@ -16,32 +16,47 @@ import (
 
 func TestPortRestrictedHomesMeetDirectlyOverQUIC(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, lab.PortRestricted, lab.PortRestricted)
-	connect, local := w.connect()
-	w.transfer(local, fwdtest.Load{Up: 1000, Down: 1000}) // by whichever path there is
-
-	path := pathIs(connect, "direct")
-	if path.Transport != "quic-v1" {
-		t.Errorf("direct by %q, want quic-v1", path.Transport)
-	}
+	w, local, path := directByQUIC(t)
 	contains(t, path.Remote, w.homes[0].WAN().String())
 	w.untilCarried(local, load, func(got ways) bool {
 		return got.udp+got.tcp >= uint64(load.Up+load.Down) && got.relayed < mib
 	})
-	if s := w.laptop.WaitPath("data", "direct"); s.RTT < 2*2*20 || s.RTT > 3*2*2*20 {
-		t.Errorf("RTT %v ms, the wires have 80", s.RTT)
+	const wires = 2 * 2 * 20                                                           // ms
+	w.laptop.WaitStatus("an RTT near that of the wires", func(s fwdtest.Status) bool { // of late it was measured amid the load
+		path := s.Forwards[0].Path
+		if path == nil || path.Kind != "direct" {
+			return false
+		}
+		if path.RTT < wires {
+			t.Fatalf("RTT %v ms, the wires have %d", path.RTT, wires)
+		}
+		return path.RTT <= 3*wires
+	})
+}
+
+// directByQUIC is a world where laptop and NAS have met by QUIC, and the path on which they did. On a busy machine TCP,
+// which gives QUIC a start of 300 ms, may be first, and stays; it is not three times in a row.
+func directByQUIC(t *testing.T) (w *world, local string, path fwdtest.Path) {
+	t.Helper()
+	for range 3 {
+		w = newWorld(t, lab.PortRestricted, lab.PortRestricted)
+		connect, local := w.connect()
+		w.transfer(local, fwdtest.Load{Up: 1000, Down: 1000}) // by whichever path there is
+		path = pathIs(connect, "direct")
+		if path.Transport == "quic-v1" {
+			return w, local, path
+		}
+		t.Logf("direct by %q", path.Transport)
 	}
+	t.Fatal("direct by QUIC never")
+	return nil, "", path
 }
 
 // The direct path is QUIC; what moves much gets a TCP connection beside it, punched like the first, and everything else
 // stays. When TCP dies QUIC carries on.
 func TestBulkGoesByTCPBesideQUIC(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, lab.PortRestricted, lab.PortRestricted)
-	connect, local := w.connect()
-	if path := pathIs(connect, "direct"); path.Transport != "quic-v1" {
-		t.Fatalf("direct by %q, want quic-v1", path.Transport)
-	}
+	w, local, _ := directByQUIC(t)
 	for deadline := time.Now().Add(fwdtest.Limit); ; {
 		w.lab.ForgetFlows()
 		w.transfer(local, fwdtest.Load{Up: 6 * mib, Down: 6 * mib})
@@ -169,15 +184,14 @@ func TestPathRelayStaysOnTheRelay(t *testing.T) {
 // The transfer begins on the relay because the homes cannot reach each other yet, and goes on while they can.
 func TestTransferSurvivesTheUpgradeToDirect(t *testing.T) {
 	t.Parallel()
-	const rate = 16e6 // 12 MiB take 6 s
-	line := lab.Shape{Delay: delay, Rate: rate}
+	line := lab.Shape{Delay: delay, Rate: 16e6}
 	w := newWorld(t, lab.PortRestricted, lab.PortRestricted, lab.Shaped(line, line))
 	mend := w.lab.Sever(w.homes[0].WAN(), w.homes[1].WAN())
 	connect, local := w.connect()
 
-	begun := make(chan struct{})
+	begun, enough := make(chan struct{}), make(chan struct{})
 	var once sync.Once
-	load := fwdtest.Load{Up: 12 * mib, Down: 12 * mib, Progress: func(n int64) {
+	load := fwdtest.Load{Up: 1 << 40, Down: 1 << 40, Until: enough, Limit: 5 * fwdtest.Limit, Progress: func(n int64) {
 		if n > mib/2 {
 			once.Do(func() { close(begun) })
 		}
@@ -202,24 +216,26 @@ func TestTransferSurvivesTheUpgradeToDirect(t *testing.T) {
 	}
 	mend()
 	pathIs(connect, "direct")
-	select {
-	case o := <-done:
-		t.Fatalf("the direct path came after the transfer: %v", o.err)
-	default:
-	}
 	w.laptop.WaitStatus("the session has migrated to the direct path", func(s fwdtest.Status) bool {
 		return len(s.Sessions) == 1 && s.Sessions[0].Path == "direct" && s.Sessions[0].Migrations > 0
 	})
+	for deadline := time.Now().Add(fwdtest.Limit); ; time.Sleep(50 * time.Millisecond) {
+		got := w.carried()
+		if got.udp+got.tcp > mib {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the core carried %+v: nothing worth mentioning went directly", got)
+		}
+	}
+	close(enough)
 	o := <-done
 	if o.err != nil {
 		t.Fatalf("transfer: %v", o.err)
 	}
 	t.Logf("%v, longest stall %v", o.report.Took, o.report.Stall)
-	if o.report.Stall > 3*time.Second {
-		t.Errorf("stalled for %v, at most 3 s are promised", o.report.Stall)
-	}
-	if got := w.carried(); got.udp+got.tcp < mib {
-		t.Errorf("the core carried %+v: nothing worth mentioning went directly", got)
+	if o.report.Stall > stallLimit {
+		t.Errorf("stalled for %v, at most %v here", o.report.Stall, stallLimit)
 	}
 }
 

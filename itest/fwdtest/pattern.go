@@ -72,12 +72,12 @@ func (c *check) Write(b []byte) (int, error) {
 // Sum is a SHA-256.
 type Sum [sha256.Size]byte
 
-// sendPattern sends n bytes of a pattern, then half-closes.
-func sendPattern(conn net.Conn, seed uint64, n int64, rate int64) (Sum, error) {
+// sendPattern sends n bytes of a pattern, or what it has until the load is to end, then half-closes.
+func sendPattern(conn net.Conn, seed uint64, n int64, load Load) (Sum, error) {
 	hash := sha256.New()
-	from := io.TeeReader(io.LimitReader(Pattern(seed), n), hash)
-	if rate > 0 {
-		from = &paced{from: from, rate: rate, began: time.Now()}
+	from := io.TeeReader(&ending{io.LimitReader(Pattern(seed), n), load}, hash)
+	if load.Rate > 0 {
+		from = &paced{from: from, rate: load.Rate, began: time.Now()}
 	}
 	sent, err := io.Copy(conn, from)
 	if err == nil {
@@ -87,6 +87,19 @@ func sendPattern(conn net.Conn, seed uint64, n int64, rate int64) (Sum, error) {
 		err = fmt.Errorf("send, after %d of %d bytes: %w", sent, n, err)
 	}
 	return Sum(hash.Sum(nil)), err
+}
+
+// ending gives what from does until its load is to end.
+type ending struct {
+	from io.Reader
+	load Load
+}
+
+func (e *ending) Read(b []byte) (int, error) {
+	if e.load.ended() {
+		return 0, io.EOF
+	}
+	return e.from.Read(b)
 }
 
 // paced gives no more than rate bytes a second, in small pieces. What a stall has held up is not made up for at
@@ -110,12 +123,13 @@ func (p *paced) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// receivePattern receives until end of file, which must come after exactly n right bytes.
-func receivePattern(conn io.Reader, seed uint64, n int64, progress func(int64)) (sum Sum, stall time.Duration, err error) {
+// receivePattern receives until end of file, which must come after exactly n right bytes. Of a load that was ended before
+// the sums of the two ends tell whether that was all.
+func receivePattern(conn io.Reader, seed uint64, n int64, load Load, progress func(int64)) (sum Sum, stall time.Duration, err error) {
 	hash := sha256.New()
 	c := &check{want: Pattern(seed), last: time.Now(), progress: progress}
 	_, err = io.Copy(io.MultiWriter(hash, c), conn)
-	if err == nil && c.offset != n {
+	if err == nil && c.offset != n && !load.ended() {
 		err = fmt.Errorf("end of file")
 	}
 	if err != nil {
@@ -172,8 +186,8 @@ func (s *PatternServer) handle(conn net.Conn) {
 	var r served
 	var sendErr error
 	var wg sync.WaitGroup
-	wg.Go(func() { r.sent, sendErr = sendPattern(conn, downSeed(id), down, want.load.Rate) })
-	r.received, r.stall, r.err = receivePattern(conn, upSeed(id), up, want.load.Received)
+	wg.Go(func() { r.sent, sendErr = sendPattern(conn, downSeed(id), down, want.load) })
+	r.received, r.stall, r.err = receivePattern(conn, upSeed(id), up, want.load, want.load.Received)
 	wg.Wait()
 	if r.err = errors.Join(r.err, sendErr); r.err != nil {
 		conn.(*net.TCPConn).SetLinger(0)
@@ -188,7 +202,18 @@ type Load struct {
 	Progress func(received int64) // called as the client receives
 	Received func(received int64) // called as the server receives
 	Rate     int64                // bytes a second each way; 0: as fast as it goes
+	Until    <-chan struct{}      // both ends stop sending when it is closed, if they have not sent all; nil: they send all
 	UpLast   bool                 // the client sends nothing and ends nothing before it has received all
+}
+
+// ended says whether the load is to end before all is sent.
+func (l Load) ended() bool {
+	select {
+	case <-l.Until:
+		return true
+	default:
+		return false
+	}
 }
 
 // Report is how a transfer went.
@@ -233,9 +258,9 @@ func (s *PatternServer) Transfer(conn net.Conn, load Load) (Report, error) {
 		if load.UpLast {
 			<-received
 		}
-		sent, sendErr = sendPattern(conn, upSeed(id), load.Up, load.Rate)
+		sent, sendErr = sendPattern(conn, upSeed(id), load.Up, load)
 	})
-	r.Down, r.Stall, err = receivePattern(conn, downSeed(id), load.Down, load.Progress)
+	r.Down, r.Stall, err = receivePattern(conn, downSeed(id), load.Down, load, load.Progress)
 	close(received)
 	wg.Wait()
 	r.Took = time.Since(began)

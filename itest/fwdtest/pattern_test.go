@@ -25,6 +25,22 @@ func TestTransferComparesBothDirections(t *testing.T) {
 	}
 }
 
+func TestTransferEndsWhenToldTo(t *testing.T) {
+	l := lab.New(t)
+	nas, far := l.Public("nas", "7.0.0.10"), l.Public("far", "7.0.0.11")
+	s := ServePattern(t, nas, "7.0.0.10:9000")
+	enough := make(chan struct{})
+	end := sync.OnceFunc(func() { close(enough) })
+	r, err := s.TransferFrom(far, s.Addr(), Load{Up: 1 << 40, Down: 1 << 40, Until: enough, Progress: func(n int64) {
+		if n > 1<<20 {
+			end()
+		}
+	}})
+	if err != nil {
+		t.Errorf("%+v: %v", r, err)
+	}
+}
+
 func TestTransferNoticesEachFault(t *testing.T) {
 	const size = 1 << 20
 	for name, tc := range map[string]struct {
@@ -58,7 +74,7 @@ func TestTransferNoticesEachFault(t *testing.T) {
 				_, _ = io.Copy(io.Discard, server)
 				wg.Wait()
 			})
-			_, err := s.TransferFrom(host, ln.Addr().String(), Load{Up: 10, Down: size})
+			_, err := s.TransferFrom(host, ln.Addr().String(), Load{Up: 10, Down: size, Until: make(chan struct{})})
 			if err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("got %v, want an error with %q", err, tc.want)
 			}
