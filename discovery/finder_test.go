@@ -13,6 +13,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
 	"go.uber.org/goleak"
+
+	"fwd/itest/leaks"
 )
 
 func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
@@ -271,7 +273,7 @@ func TestServeEndsAllItBegan(t *testing.T) {
 	stop := serve(t, f)
 	eventually(t, "an attempt hangs", func() bool { return len(p.host.Network().Conns()[0].GetStreams()) > 0 })
 	stop()
-	goleak.VerifyNone(t, before, goleak.IgnoreAnyFunction("fwd/discovery.(*fakePoint).handle"))
+	leaks.None(t, before, goleak.IgnoreAnyFunction("fwd/discovery.(*fakePoint).handle"))
 }
 
 // newDHT makes a host with a DHT, known to be member by all.

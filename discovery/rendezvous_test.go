@@ -16,6 +16,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
 	"go.uber.org/goleak"
+
+	"fwd/itest/leaks"
 )
 
 func TestPeerThatAdvertisesIsFound(t *testing.T) {
@@ -247,7 +249,7 @@ func TestFindPeersLeavesNothingBehindWhenDropped(t *testing.T) {
 		t.Fatal(err)
 	}
 	cancel() // without having read
-	goleak.VerifyNone(t, before)
+	leaks.None(t, before)
 }
 
 func FuzzRecordPrintsAsItWasParsed(f *testing.F) {

@@ -22,6 +22,7 @@ import (
 	"fwd/forward/session"
 	"fwd/itest/fwdtest"
 	"fwd/itest/lab"
+	"fwd/itest/leaks"
 )
 
 // No fault of the lab's resets single streams, so here the forward is put together in this process, on two plain
@@ -29,7 +30,7 @@ import (
 func TestConnectionsSurviveResetsOfEveryStream(t *testing.T) {
 	box := lab.New(t).Public("box", "7.0.0.10")
 	data := fwdtest.ServePattern(t, box, "127.0.0.1:9000")
-	leaks := goleak.IgnoreCurrent() // what belongs to the lab and the pattern's server
+	before := goleak.IgnoreCurrent() // what belongs to the lab and the pattern's server
 	rounds := 0
 	func() {
 		e, c := newHost(t), newHost(t)
@@ -125,7 +126,7 @@ func TestConnectionsSurviveResetsOfEveryStream(t *testing.T) {
 			t.Errorf("only %d resets", resets.Load())
 		}
 	}()
-	goleak.VerifyNone(t, leaks)
+	leaks.None(t, before)
 }
 
 func newHost(t *testing.T) host.Host {

@@ -33,10 +33,12 @@ type older struct {
 	member func(peer.ID) bool
 	heard  func(network.Conn) time.Time // last relayed byte from that connection
 	log    *slog.Logger
+
+	silence time.Duration
 }
 
 func newOlder(member func(peer.ID) bool, heard func(network.Conn) time.Time, log *slog.Logger) *older {
-	return &older{member: member, heard: heard, log: log}
+	return &older{member: member, heard: heard, log: log, silence: silence}
 }
 
 // serve looks at each peer that opens a further connection until ctx ends. One
@@ -103,7 +105,7 @@ func (o *older) look(ctx context.Context, conns []network.Conn) {
 		}
 		wg.Go(func() {
 			asked := time.Now()
-			if !silent(ctx, c) || o.heard(c).After(asked) {
+			if !o.silent(ctx, c) || o.heard(c).After(asked) {
 				return
 			}
 			o.log.Info("closing a silent connection of a peer that has come back",
@@ -117,8 +119,8 @@ func (o *older) look(ctx context.Context, conns []network.Conn) {
 // silent says whether c gave no sign of life within the time for it. Any answer
 // is one, be it a refusal of the protocol or a reset; that we ourselves could
 // not ask says nothing.
-func silent(ctx context.Context, c network.Conn) bool {
-	ctx, cancel := context.WithTimeout(ctx, silence)
+func (o *older) silent(ctx context.Context, c network.Conn) bool {
+	ctx, cancel := context.WithTimeout(ctx, o.silence)
 	defer cancel()
 	s, err := c.NewStream(ctx)
 	if err != nil {
@@ -128,7 +130,7 @@ func silent(ctx context.Context, c network.Conn) bool {
 	if s.SetProtocol(protocol.ID(ping.ID)) != nil {
 		return false
 	}
-	s.SetDeadline(time.Now().Add(silence))
+	s.SetDeadline(time.Now().Add(o.silence))
 	defer context.AfterFunc(ctx, func() { s.SetDeadline(time.Unix(1, 0)) })() // Serve ends
 	err = multistream.SelectProtoOrFail(protocol.ID(ping.ID), s)
 	var timeout net.Error

@@ -5,7 +5,7 @@ package node
 import (
 	"testing"
 
-	"go.uber.org/goleak"
+	"fwd/itest/leaks"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leaks.Main(m) }

@@ -20,9 +20,9 @@ import (
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
-	"go.uber.org/goleak"
 
 	"fwd/itest/lab"
+	"fwd/itest/leaks"
 	"fwd/relaynode"
 )
 
@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 	if spec := os.Getenv(playerSpec); spec != "" {
 		os.Exit(play(spec))
 	}
-	goleak.VerifyTestMain(inLab{m})
+	leaks.Main(inLab{m})
 }
 
 // inLab runs the tests where namespaces can be made.

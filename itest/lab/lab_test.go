@@ -20,6 +20,8 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"fwd/itest/leaks"
 )
 
 func TestMain(m *testing.M) { Main(m) }
@@ -569,7 +571,7 @@ func TestCommandRunsOnItsHostAndEndsWithTheLab(t *testing.T) {
 			t.Errorf("process %d outlived the lab: %s", pid, stat)
 		}
 	}
-	goleak.VerifyNone(t, before)
+	leaks.None(t, before)
 }
 
 // The same lab without root: this test binary again, as nobody, which then makes its user namespace.
