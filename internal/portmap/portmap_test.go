@@ -159,7 +159,12 @@ func TestKeeperGivesBackWhatItOpened(t *testing.T) {
 	if err := <-over; !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
-	if first, last := <-asked, <-asked; first != 120 || last != 0 {
+	first := <-asked
+	last := first
+	for last == first { // a request that was not answered in 250 ms is sent again
+		last = <-asked
+	}
+	if first != 120 || last != 0 {
 		t.Errorf("asked for %d s, then %d s; want 120 and 0", first, last)
 	}
 	if _, ok := k.External(p); ok {
