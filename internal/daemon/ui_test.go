@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -289,10 +290,10 @@ func TestThePageInABrowser(t *testing.T) {
 	}()
 	profile := filepath.Join(shortTemp(t), "p")
 	defer os.RemoveAll(profile)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-		"--disable-component-update", "--disable-sync", "--user-data-dir="+profile, "--enable-logging=stderr", "--timeout=50000", "--dump-dom",
+		"--disable-component-update", "--disable-sync", "--user-data-dir="+profile, "--enable-logging=stderr", fmt.Sprintf("--timeout=%d", patience.Milliseconds()), "--dump-dom",
 		front.URL+target.Path)
 	var told strings.Builder
 	cmd.Stderr = &told
