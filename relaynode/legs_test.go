@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -87,18 +88,20 @@ func TestCircuitLeavesAsItCame(t *testing.T) {
 		{"by WebSocket", web.at, []network.Conn{quic, tcp, web}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			var l legs
-			l.came(ma.StringCast(c.came), testPeer)
-			s := l.open(t.Context(), connections{all: c.conns}, testPeer, proto.ProtoIDv2Stop)
-			switch {
-			case s == nil && c.want != nil:
-				t.Error("left to the library")
-			case s != nil && (c.want == nil || s.Conn() != network.Conn(c.want)):
-				t.Errorf("taken: %s", s.Conn().RemoteMultiaddr())
-			}
-			if s != nil {
-				s.Reset()
-			}
+			synctest.Test(t, func(t *testing.T) {
+				var l legs
+				l.came(ma.StringCast(c.came), testPeer)
+				s := l.open(t.Context(), connections{all: c.conns}, testPeer, proto.ProtoIDv2Stop)
+				switch {
+				case s == nil && c.want != nil:
+					t.Error("left to the library")
+				case s != nil && (c.want == nil || s.Conn() != network.Conn(c.want)):
+					t.Errorf("taken: %s", s.Conn().RemoteMultiaddr())
+				}
+				if s != nil {
+					s.Reset()
+				}
+			})
 		})
 	}
 }
