@@ -100,21 +100,34 @@ func TestRoutersThatMapPortsMakeOneCarriersHomesMeet(t *testing.T) {
 	if nat := pa.mapped("found"); !nat.DoubleNAT {
 		t.Errorf("no double NAT: %+v", nat)
 	}
-	m := pb.meet(pa, knownCeiling)
-	if m.Route != "direct" || !strings.Contains(m.Remote, "/100.64.") {
+	if m := pb.meetDirect(pa); !strings.Contains(m.Remote, "/100.64.") {
 		t.Errorf("%+v, want direct by the carrier's address", m)
 	}
-	t.Logf("in %v by %s %s", m.Direct.Round(time.Millisecond), m.Transport, m.Remote)
+}
+
+// meetDirect has p reach b directly. Where a port is open that takes no time, but on a busy machine; fwd tries again after
+// 5 s, and once more when the two have parted.
+func (p *player) meetDirect(b *player) meeting {
+	p.t.Helper()
+	for try := 1; ; try++ {
+		m := p.meetUntil(b, knownCeiling, func(m meeting) bool { return m.Route == "direct" })
+		p.t.Logf("%s to %s: %+v", p.host.Name(), b.host.Name(), m)
+		if m.Route == "direct" && m.Direct <= openCeiling {
+			return m
+		}
+		if try == tries {
+			p.t.Fatalf("%s does not meet %s directly within %v", p.host.Name(), b.host.Name(), openCeiling)
+		}
+		p.part(b)
+		p.nat() // both have parted then
+		b.nat()
+	}
 }
 
 // meetSoon has one connect to the other and wants them direct as soon as can be, then apart again.
 func meetSoon(t *testing.T, from, to *player) {
 	t.Helper()
-	m := from.meet(to, knownCeiling)
-	if m.Route != "direct" || m.Direct > openCeiling {
-		t.Errorf("%s to %s: %+v", from.host.Name(), to.host.Name(), m)
-	}
-	t.Logf("%s to %s in %v by %s %s", from.host.Name(), to.host.Name(), m.Direct.Round(time.Millisecond), m.Transport, m.Remote)
+	from.meetDirect(to)
 	from.part(to)
 }
 
@@ -126,19 +139,14 @@ func oneRelay(t *testing.T, l *lab.Lab) map[int][]string {
 }
 
 // mapped waits until the player tells of its router's port mapping what is wanted.
-func (p *player) mapped(want string) (nat node.NATReport) {
+func (p *player) mapped(want string) node.NATReport {
 	p.t.Helper()
-	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
-		p.do("nat")
-		l, ok := p.until(time.Minute, func(l told) bool { return l.NAT != nil })
-		if ok {
-			nat = *l.NAT
-		}
-		ready := nat.PortMapping == want && (want == "mapped" || nat.DoubleNAT)
-		if ready {
+	for end := time.Now().Add(fwdtest.Limit); ; time.Sleep(50 * time.Millisecond) {
+		nat := p.nat()
+		if nat.PortMapping == want && (want == "mapped" || nat.DoubleNAT) {
 			return nat
 		}
-		if !ok || time.Now().After(end) {
+		if time.Now().After(end) {
 			p.t.Fatalf("%s: port mapping %q, want %q", p.host.Name(), nat.PortMapping, want)
 		}
 	}
@@ -187,9 +195,7 @@ func TestRealRouterSoftwareMapsPorts(t *testing.T) {
 			pa.ready()
 			pb.ready()
 			pa.mapped("mapped")
-			if m := pb.meet(pa, knownCeiling); m.Route != "direct" {
-				t.Errorf("%+v", m)
-			}
+			pb.meetDirect(pa)
 		})
 	}
 }

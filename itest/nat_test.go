@@ -11,8 +11,9 @@ import (
 	"fwd/itest/lab"
 )
 
-// maxExamination is how many UDP packets an examination may send to a relay's reflector.
-const maxExamination = 20
+// maxExamination is how many UDP packets an examination may send to the relays' reflectors, the 3 for a second relay that
+// is seen later among them; most are sent only if nothing comes back in 250 ms.
+const maxExamination = 24 + 3
 
 func TestEachKindOfNATIsTold(t *testing.T) {
 	for relays := 1; relays <= 2; relays++ {
@@ -65,27 +66,38 @@ func tellNATs(t *testing.T, relays int) {
 		p.ready()
 	}
 	for i, r := range rows {
-		right := func(n *node.NATReport) bool {
+		right := func(n node.NATReport) bool {
 			return n.UDP == r.udp && (r.tcp == "" || n.TCP == r.tcp) && n.Filtering == r.filtering && n.Ports == r.ports
 		}
-		var got *node.NATReport
-		for end := time.Now().Add(10 * time.Second); time.Now().Before(end) && (got == nil || !right(got)); time.Sleep(20 * time.Millisecond) {
-			if got = players[i].examined().NAT; got == nil {
+		packets := func() (sum uint64) {
+			for _, f := range l.Flows() {
+				if f.Proto == "udp" && f.Src.Addr() == r.host.PublicAddr() && f.Dst.Port() != 4001 {
+					sum += f.Packets
+				}
+			}
+			return sum
+		}
+		var got node.NATReport
+		var before uint64 // packets of former examinations
+		for try := 1; ; try++ {
+			got = players[i].examined()
+			for end := time.Now().Add(10 * time.Second); !right(got) && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+				got = players[i].nat() // more may come
+			}
+			if right(got) || try == tries {
 				break
 			}
+			t.Logf("%s: told %+v, want %+v", r.host.Name(), got, r)
+			before = packets()
+			players[i].do("again") // else it holds for minutes
 		}
-		if got == nil || !right(got) {
+		if !right(got) {
 			t.Errorf("%s: told %+v, want %+v", r.host.Name(), got, r)
 		}
-		var packets uint64
-		for _, f := range l.Flows() {
-			if f.Proto == "udp" && f.Src.Addr() == r.host.PublicAddr() && f.Dst.Port() != 4001 {
-				packets += f.Packets
-			}
+		n := packets() - before
+		if n > maxExamination {
+			t.Errorf("%s: %d packets to reflectors, at most %d are promised", r.host.Name(), n, maxExamination)
 		}
-		if packets > maxExamination {
-			t.Errorf("%s: %d packets to reflectors, at most %d are promised", r.host.Name(), packets, maxExamination)
-		}
-		t.Logf("%s: %+v, %d packets", r.host.Name(), *got, packets)
+		t.Logf("%s: %+v, %d packets", r.host.Name(), got, n)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -26,6 +27,7 @@ import (
 	ma "github.com/multiformats/go-multiaddr"
 
 	"fwd/internal/node"
+	"fwd/itest/fwdtest"
 	"fwd/itest/lab"
 	"fwd/relaynode"
 )
@@ -36,6 +38,7 @@ import (
 //
 //	reach 7     hold peer 7 until "leave 7"; each change of its path is told
 //	nat         tell what is known of the NAT
+//	again       do again all that rests on the network, the examination of the NAT too
 
 // playerOf is the variable that makes a copy of this binary play.
 const playerOf = "FWD_ITEST_PLAYER"
@@ -193,6 +196,8 @@ func (s *stage) follow(ctx context.Context, relays int) {
 		case "nat":
 			nat := s.node.NAT()
 			s.tell(told{NAT: &nat})
+		case "again":
+			s.node.NetworkChanged()
 		case "reach":
 			s.mu.Lock()
 			numbers[p], s.at[p] = number, time.Now()
@@ -354,6 +359,35 @@ func (p *player) ready() {
 	}
 }
 
+// nat is what the player knows of its NAT. All that it told before has been read then.
+func (p *player) nat() node.NATReport {
+	p.t.Helper()
+	p.do("nat")
+	l, ok := p.until(fwdtest.Limit, func(l told) bool { return l.NAT != nil })
+	if !ok {
+		p.t.Fatalf("%s tells nothing of its NAT", p.host.Name())
+	}
+	return *l.NAT
+}
+
+// examined waits until the player knows its NAT.
+func (p *player) examined() node.NATReport {
+	p.t.Helper()
+	for deadline := time.Now().Add(fwdtest.Limit); ; time.Sleep(50 * time.Millisecond) {
+		n := p.nat()
+		if n.UDP == "blocked" || n.Filtering != "unknown" {
+			return n
+		}
+		if time.Now().After(deadline) {
+			p.t.Fatalf("%s: in %v its NAT was not examined: %+v", p.host.Name(), fwdtest.Limit, n)
+		}
+	}
+}
+
+// tries is how often a machine that stands still for a moment may spoil what is tried once; what fails as often as that
+// has another cause. A node that has punched in vain remembers it, so players that are to meet again are new ones.
+const tries = 3
+
 // meeting is how two players got to each other.
 type meeting struct {
 	Route     string // "direct", "relay", or nothing
@@ -365,8 +399,13 @@ type meeting struct {
 	Reason    string
 }
 
-// meet has a reach b and returns how; within is for all of it.
-func (p *player) meet(b *player, within time.Duration) (m meeting) {
+// meet has p reach b and returns how, or why not; within is for all of it.
+func (p *player) meet(b *player, within time.Duration) meeting {
+	return p.meetUntil(b, within, func(m meeting) bool { return m.Route == "direct" || m.Reason != "" })
+}
+
+// meetUntil is the same until the meeting is as wanted.
+func (p *player) meetUntil(b *player, within time.Duration, wanted func(meeting) bool) (m meeting) {
 	p.do("reach %d", b.number)
 	var relayed float64
 	p.until(within, func(l told) bool {
@@ -383,15 +422,27 @@ func (p *player) meet(b *player, within time.Duration) (m meeting) {
 			}
 			if l.Reason != "" {
 				m.Reason, m.Known = l.Reason, at(l.MS-relayed)
-				return true
 			}
 		case "direct":
 			m.Route, m.Transport, m.Remote, m.Direct = "direct", l.Transport, l.Remote, at(l.MS-relayed)
-			return true
 		}
-		return false
+		return wanted(m)
 	})
 	return m
+}
+
+// step is by which step of the ladder p's first punch towards b got a direct path; "": by none.
+func (p *player) step(b *player) string {
+	p.t.Helper()
+	told := regexp.MustCompile(`msg=punch peer=` + playerID(b.number).String() + ` direct=\w+ step=("?)(\w*)`)
+	for deadline := time.Now().Add(fwdtest.Limit); ; time.Sleep(10 * time.Millisecond) {
+		if m := told.FindStringSubmatch(p.log.String()); m != nil {
+			return m[2]
+		}
+		if time.Now().After(deadline) {
+			p.t.Fatalf("%s logs no punch towards %s", p.host.Name(), b.host.Name())
+		}
+	}
 }
 
 // part ends the holds and connections between the two.

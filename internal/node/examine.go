@@ -17,13 +17,13 @@ import (
 )
 
 // Examination: what our NAT makes of packets, shown by the relays' UDP reflectors. One takes at most
-// 20 packets (IPv4; IPv6 is not translated), and 3 more where the second relay of step 3 is seen later:
+// 24 packets (IPv4; IPv6 is not translated), and 3 more where the second relay of step 3 is seen later:
 //
 //  1. from the QUIC port, to a second port of the relay: another address than by the QUIC connection to
 //     its first port means that the mapping depends on the destination (1 packet, up to 3 if lost), and
 //     to a third one, for a NAT of few ports gives the same one twice by chance (1)
 //  2. from 6 fresh sockets in a row, to the same port: how new flows get their ports; the last two ask
-//     for a second answer from a port that they have not sent to, for the filter (6, again if lost)
+//     for a second answer from a port that they have not sent to, for the filter (6, up to 18 if lost)
 //  3. if there is a second relay: from the QUIC port to it, that it answer to a fresh socket, which has
 //     not sent to its address (1, again once)
 
