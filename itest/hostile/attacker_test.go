@@ -93,11 +93,11 @@ func (a *attacker) open(p peer.ID, proto protocol.ID) (network.Stream, error) {
 	if err := a.dial(p); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(network.WithAllowLimitedConn(context.Background(), "attack"), 10*time.Second)
+	ctx, cancel := context.WithTimeout(network.WithAllowLimitedConn(context.Background(), "attack"), patience)
 	defer cancel()
 	s, err := a.NewStream(ctx, p, proto)
 	if err == nil {
-		s.SetDeadline(time.Now().Add(10 * time.Second))
+		s.SetDeadline(time.Now().Add(patience))
 	}
 	return s, err
 }
@@ -184,7 +184,6 @@ func (a *attacker) exchange(p peer.ID, h hello, give *identity.RosterMsg) (got a
 		return got, err
 	}
 	defer s.Reset()
-	s.SetDeadline(time.Now().Add(40 * time.Second))
 	if err := identity.WriteMsg(s, h); err != nil {
 		return got, err
 	}
