@@ -193,7 +193,7 @@ func New(cfg Config) (*Node, error) {
 	n.addrs = &addresses{announce: cfg.Announce}
 	var err error
 	if cfg.Mapping {
-		if n.addrs.mapping, err = newMapperConfig(cfg.Key, n.portsMapped, n.cfg.Log); err != nil {
+		if n.addrs.mapping, err = newMapperConfig(cfg.Key, n.portsMapped, n.log); err != nil {
 			return nil, err
 		}
 	}
@@ -306,6 +306,7 @@ func (n *Node) sweepMembers(ctx context.Context) {
 		select {
 		case <-tick.C:
 			n.guard.sweep(n.parts.swarm.Conns())
+			n.paths.forgetLeft()
 		case <-ctx.Done():
 			tick.Stop()
 			return

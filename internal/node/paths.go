@@ -67,7 +67,7 @@ type paths struct {
 	mu       sync.Mutex
 	peers    map[peer.ID]*peerPaths
 	watchers map[*watcher]bool
-	left     map[peer.ID]time.Time              // when the last direct connection ended, or the path went silent, for forgiveAfter
+	left     map[peer.ID]time.Time              // members: when the last direct connection ended, or the path went silent, for forgiveAfter
 	beside   map[peer.ID]*search                // when a way for bulk was last looked for
 	news     map[peer.ID]map[chan struct{}]bool // who waits for any change of a peer's links
 }
@@ -204,9 +204,18 @@ func (ps *paths) fellLocked(p peer.ID, l *link) {
 	ps.leftLocked(p)
 }
 
+// leftLocked notes that p had a direct path, if p is a member: strangers come and go as they like, and are not punched with.
 func (ps *paths) leftLocked(p peer.ID) {
+	if ps.node.cfg.Member(p) {
+		ps.left[p] = time.Now()
+	}
+}
+
+// forgetLeft drops what leftLocked noted long ago.
+func (ps *paths) forgetLeft() {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
 	maps.DeleteFunc(ps.left, func(_ peer.ID, at time.Time) bool { return time.Since(at) >= forgiveAfter })
-	ps.left[p] = time.Now()
 }
 
 // hadDirect says whether a direct connection to p ended some minutes ago, for whatever reason; also if nothing is left

@@ -120,6 +120,32 @@ func TestHeldPeerIsUpgradedToADirectPathAndWatchersSeeIt(t *testing.T) {
 	eventually(t, "the direct path that was is remembered, though nothing is left", func() bool { return a.paths.hadDirect(b.self) })
 }
 
+// Whoever likes may come and go; what is kept of it is kept under the lock that all paths wait for.
+func TestNothingIsKeptOfStrangersThatLeave(t *testing.T) {
+	m := newMesh(t)
+	relay, _ := m.relay(Config{})
+	comeAndGo := func(n *Node) {
+		t.Helper()
+		if err := n.ConnectStranger(t.Context(), peer.AddrInfo{ID: relay.self, Addrs: relay.ListenAddrs()}); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "come", func() bool { return relay.paths.has(n.self, Direct) })
+		n.Host().Network().ClosePeer(relay.self)
+		eventually(t, "gone", func() bool { return len(relay.paths.links(n.self)) == 0 })
+	}
+	stranger, _ := m.start(Config{Relay: true}) // as one, it reserves nowhere: nothing else dials
+	member, _ := m.start(Config{Relay: true})
+	m.set(member.self, true)
+	comeAndGo(stranger)
+	comeAndGo(member)
+	if relay.paths.hadDirect(stranger.self) {
+		t.Error("the stranger is remembered")
+	}
+	if !relay.paths.hadDirect(member.self) {
+		t.Error("the member is not")
+	}
+}
+
 // On a busy machine the first round trips of a direct connection may be long. It is not left standing until its next
 // turn as a spare one.
 func TestADirectPathThatBeganSlowlyIsMeasuredAgainSoon(t *testing.T) {
