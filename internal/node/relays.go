@@ -34,6 +34,9 @@ const (
 	// in the first minute of an outage, when many wait, and later.
 	retryFirst, retryLast, retryLater = 200 * time.Millisecond, 2 * time.Second, 5 * time.Second
 	retryEager                        = time.Minute
+	// steadyAfter is how long a reservation has to last for the next attempt to be as soon as the first: there are relays,
+	// and firewalls before them, that let everybody in and cut each connection a moment later.
+	steadyAfter = 10 * time.Second
 	// reserveWithin is how long one attempt may take.
 	reserveWithin = 10 * time.Second
 	// renewUnknown is when to renew if the relay's clock tells us nothing; reservations last 1 h by
@@ -55,7 +58,7 @@ type relayLoop struct {
 	cancel   context.CancelFunc
 	reserved bool      // guarded by relayLoops.mu
 	seeking  bool      // holds a place; guarded by relayLoops.mu
-	since    time.Time // of the reservation, for a stable order
+	since    time.Time // of the latest reservation
 }
 
 func (r *relayLoops) has(p peer.ID) bool {
@@ -123,7 +126,7 @@ func (n *Node) keepRelay(ctx context.Context, l *relayLoop, places chan struct{}
 	retry := backoff{first: retryFirst, last: retryLast, rand: rand.Float64}
 	wake, stop := n.wake.listen()
 	defer stop()
-	var lost time.Time // zero: it is not
+	var lost time.Time // since when there was no reservation that lasted; zero: there is one
 	for {
 		err := n.meetRelay(ctx, l.relay)
 		if err == nil {
@@ -132,11 +135,14 @@ func (n *Node) keepRelay(ctx context.Context, l *relayLoop, places chan struct{}
 			case <-ctx.Done():
 				return
 			}
-			lost = time.Time{}
 			n.setLoop(l, true, false)
 			n.parts.host.ConnManager().Protect(l.relay, "relay")
-			err = n.useRelay(ctx, l, &retry)
+			err = n.useRelay(ctx, l)
 			n.parts.host.ConnManager().Unprotect(l.relay, "relay")
+			if n.lasted(l) {
+				retry.reset()
+				lost = time.Time{}
+			}
 			n.setLoop(l, false, false)
 			<-places
 		}
@@ -150,16 +156,38 @@ func (n *Node) keepRelay(ctx context.Context, l *relayLoop, places chan struct{}
 			retry.last = retryLater
 		}
 		n.log.Info("relay lost", "peer", l.relay, "err", err)
-		select {
-		case <-time.After(retry.wait()):
-		case what := <-wake:
-			if what != relayBack { // another network, other luck
-				retry.reset()
-			}
-		case <-ctx.Done():
+		if another, ok := waitUnlessNews(ctx, retry.wait(), wake); !ok {
 			return
+		} else if another { // another network, other luck
+			retry.reset()
 		}
 	}
+}
+
+// waitUnlessNews waits for d, or until there is news of more than a relay that is back: that may be the very one that
+// is waited for, and was lost again. False: ctx ended.
+func waitUnlessNews(ctx context.Context, d time.Duration, wake <-chan news) (came, ok bool) {
+	over := time.NewTimer(d)
+	defer over.Stop()
+	for {
+		select {
+		case <-over.C:
+			return false, true
+		case what := <-wake:
+			if what != relayBack {
+				return true, true
+			}
+		case <-ctx.Done():
+			return false, false
+		}
+	}
+}
+
+// lasted says whether l has a reservation that has lasted.
+func (n *Node) lasted(l *relayLoop) bool {
+	n.relays.mu.Lock()
+	defer n.relays.mu.Unlock()
+	return l.reserved && time.Since(l.since) > steadyAfter
 }
 
 // meetRelay connects to a relay at its address in the roster.
@@ -174,7 +202,7 @@ func (n *Node) meetRelay(ctx context.Context, id peer.ID) error {
 }
 
 // useRelay reserves at a relay and keeps the reservation; it returns when that fails.
-func (n *Node) useRelay(ctx context.Context, l *relayLoop, retry *backoff) error {
+func (n *Node) useRelay(ctx context.Context, l *relayLoop) error {
 	news, stop := n.paths.listen(l.relay)
 	defer stop()
 	wake, stopWake := n.wake.listen()
@@ -196,7 +224,6 @@ func (n *Node) useRelay(ctx context.Context, l *relayLoop, retry *backoff) error
 			n.checkLinks(l.relay)
 			return err
 		}
-		retry.reset()
 		n.setLoop(l, true, true)
 		n.log.Debug("reserved", "relay", l.relay, "for", renew)
 		timer := time.NewTimer(renew)

@@ -72,6 +72,37 @@ func TestReservationComesBackWithTheRelay(t *testing.T) {
 	}
 }
 
+// It lets everybody in and cuts the connection a moment later, as a relay does that is being misused, or a firewall.
+func TestARelayThatCutsEachConnectionIsDialledAtAPace(t *testing.T) {
+	m := newMesh(t)
+	relay, _ := m.relay(Config{})
+	a := m.join(Config{})
+	var conns atomic.Int64
+	relay.Host().Network().Notify(&network.NotifyBundle{ConnectedF: func(_ network.Network, c network.Conn) {
+		if c.RemotePeer() == a.self {
+			conns.Add(1)
+		}
+	}})
+	const times = 6
+	began := time.Now()
+	for range times {
+		eventually(t, "reserved", reserved(a, 1))
+		eventually(t, "lost", func() bool {
+			for _, c := range relay.Host().Network().ConnsToPeer(a.self) {
+				c.Close()
+			}
+			return !reserved(a, 1)()
+		})
+	}
+	// Pauses of 0.2, 0.4, 0.8, 1.6 and 2 s, each a fifth shorter at the most.
+	if took := time.Since(began); took < 4*time.Second {
+		t.Errorf("%d reservations within %v", times, took)
+	}
+	if n := conns.Load(); n > 3*times { // QUIC, TCP, and one that was being made
+		t.Errorf("%d connections for %d reservations", n, times)
+	}
+}
+
 func TestThirdRelayTakesADeadOnesPlace(t *testing.T) {
 	m := newMesh(t)
 	stops := make(map[peer.ID]func())
