@@ -267,17 +267,38 @@ func (r *runners) start(ctx context.Context, wg *sync.WaitGroup, a ma.Multiaddr,
 	}
 }
 
-// dialDirect opens one more connection to p at a, resolving names first.
+// dialDirect opens one more connection to p at a; a name's addresses are dialled all at once.
 func (n *Node) dialDirect(ctx context.Context, p peer.ID, a ma.Multiaddr) error {
 	addrs, err := madns.DefaultResolver.Resolve(ctx, a)
 	if err != nil {
 		return &swarm.TransportError{Address: a, Cause: err}
 	}
-	var errs []error
-	for _, a := range addrs {
+	return firstOf(ctx, addrs, func(ctx context.Context, a ma.Multiaddr) error {
 		_, err := n.door.dial(ctx, p, a)
 		if err == nil {
 			n.remember(p, a)
+		}
+		return err
+	})
+}
+
+// firstOf dials all of addrs at once. It returns when one has answered, which ends the others, or all have failed.
+func firstOf(ctx context.Context, addrs []ma.Multiaddr, dial func(context.Context, ma.Multiaddr) error) error {
+	if len(addrs) == 0 {
+		return errors.New("no address")
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var dials sync.WaitGroup
+	defer dials.Wait()
+	defer cancel()
+	answers := make(chan error, len(addrs))
+	for _, a := range addrs {
+		dials.Go(func() { answers <- dial(ctx, a) })
+	}
+	var errs []error
+	for range addrs {
+		err := <-answers
+		if err == nil {
 			return nil
 		}
 		errs = append(errs, err)
@@ -375,31 +396,20 @@ func (n *Node) ConnectStrangerByTCP(ctx context.Context, who peer.AddrInfo) erro
 func (n *Node) ConnectAt(ctx context.Context, p peer.AddrInfo) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	answers := make(chan error, len(p.Addrs))
-	for _, a := range p.Addrs {
-		n.tasks.start(func() {
-			if !sleep(ctx, dialAfter(a)) {
-				answers <- ctx.Err()
-				return
-			}
-			answers <- n.dialDirect(ctx, p.ID, a)
-		})
-	}
-	var errs []error
-	for range p.Addrs {
-		select {
-		case err := <-answers:
-			if err == nil {
-				return nil
-			}
-			errs = append(errs, err)
-		case <-ctx.Done():
-			errs = append(errs, ctx.Err())
-		case <-n.ctx.Done():
-			return fmt.Errorf("connect to %s: this node has ended", p.ID)
+	defer context.AfterFunc(n.ctx, cancel)()
+	err := firstOf(ctx, p.Addrs, func(ctx context.Context, a ma.Multiaddr) error {
+		if !sleep(ctx, dialAfter(a)) {
+			return ctx.Err()
 		}
+		return n.dialDirect(ctx, p.ID, a)
+	})
+	if n.ctx.Err() != nil {
+		return fmt.Errorf("connect to %s: this node has ended", p.ID)
 	}
-	return fmt.Errorf("connect to %s: %w: %w", p.ID, ErrUnreachable, errors.Join(errs...))
+	if err != nil {
+		return fmt.Errorf("connect to %s: %w: %w", p.ID, ErrUnreachable, err)
+	}
+	return nil
 }
 
 // Open opens a stream for proto on the best path to p now, connecting if there is none; kind limits

@@ -177,31 +177,30 @@ func isIPv4(a ma.Multiaddr) bool { return len(a) > 0 && a[0].Protocol().Code == 
 // circuit. After a change of network the old ones may live on (QUIC survives it), but the relay goes
 // on seeing them at the old address, which nobody can punch to.
 //
-// It returns when the first one is there, or none came.
-func (n *Node) renewLinks(ctx context.Context, id peer.ID) {
+// The channel is closed when the first one is there, or none came.
+func (n *Node) renewLinks(ctx context.Context, id peer.ID) <-chan struct{} {
 	done := make(chan struct{})
-	if !n.tasks.start(func() { n.redial(ctx, id, sync.OnceFunc(func() { close(done) })) }) {
-		return
+	first := sync.OnceFunc(func() { close(done) })
+	if !n.tasks.start(func() { n.redial(ctx, id, first) }) {
+		first()
 	}
-	select {
-	case <-done:
-	case <-ctx.Done():
-	}
+	return done
 }
 
+// redial tells by done when the first connection is there, or none came; it returns when all dials have ended.
 func (n *Node) redial(ctx context.Context, id peer.ID, done func()) {
 	defer done()
 	old := n.paths.links(id)
 	relay, _ := n.relayInfo(id)
-	ctx, cancel := context.WithTimeout(ctx, reserveWithin)
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(n.network.ctx(), cancel)()
-	var wg sync.WaitGroup
+	var dials sync.WaitGroup
 	var any atomic.Bool
 	for _, transport := range []string{"quic-v1", "tcp"} {
-		wg.Go(func() {
-			fits := func(a ma.Multiaddr) bool { return transportOf(a) == transport && !isWeb(a) }
-			before := slices.DeleteFunc(slices.Clone(old), func(l *link) bool { return !fits(l.conn.RemoteMultiaddr()) })
+		dials.Go(func() {
+			fits := func(a ma.Multiaddr) bool { return transportOf(a) == transport }
+			before := linksAt(old, fits)
 			stands := transport == "tcp" && slices.ContainsFunc(before, n.stands)
 			if !stands && !n.dialAny(ctx, relay, fits) {
 				return
@@ -213,10 +212,21 @@ func (n *Node) redial(ctx context.Context, id peer.ID, done func()) {
 			}
 		})
 	}
-	wg.Wait()
-	if !any.Load() {
-		n.dialAny(ctx, relay, isWeb) // only where nothing else gets out
+	dials.Go(func() {
+		if sleep(ctx, webAfter) && !any.Load() && n.dialAny(ctx, relay, isWeb) {
+			done()
+			n.retire(linksAt(old, isWeb))
+		}
+	})
+	dials.Wait()
+	if any.Load() { // the web is for where nothing else gets out
+		n.retire(linksAt(n.paths.links(id), isWeb))
 	}
+}
+
+// linksAt are the direct links whose far end's address fits.
+func linksAt(links []*link, fits func(ma.Multiaddr) bool) []*link {
+	return slices.DeleteFunc(slices.Clone(links), func(l *link) bool { return !l.direct() || !fits(l.conn.RemoteMultiaddr()) })
 }
 
 // stands says whether a TCP connection to a relay is as good as a new one: it answers, and comes from the address that
@@ -247,12 +257,17 @@ func Outgoing(a netip.AddrPort) netip.Addr {
 	return c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
 }
 
-// dialAny dials a relay's addresses that fit until one answers.
+// dialAny dials a relay's addresses that fit, all at once, until one answers.
 func (n *Node) dialAny(ctx context.Context, relay peer.AddrInfo, fits func(ma.Multiaddr) bool) bool {
-	return slices.ContainsFunc(relay.Addrs, func(a ma.Multiaddr) bool {
-		a, _ = peer.SplitAddr(a)
-		return len(a) > 0 && fits(a) && n.dialDirect(ctx, relay.ID, a) == nil
-	})
+	ctx, cancel := context.WithTimeout(ctx, reserveWithin)
+	defer cancel()
+	var at []ma.Multiaddr
+	for _, a := range relay.Addrs {
+		if a, _ = peer.SplitAddr(a); len(a) > 0 && fits(a) {
+			at = append(at, a)
+		}
+	}
+	return firstOf(ctx, at, func(ctx context.Context, a ma.Multiaddr) error { return n.dialDirect(ctx, relay.ID, a) }) == nil
 }
 
 // retire closes connections to a relay as soon as they carry no circuit. What goes on at once on the new

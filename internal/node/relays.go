@@ -211,6 +211,9 @@ func (n *Node) useRelay(ctx context.Context, l *relayLoop) error {
 	missing := time.NewTimer(0)
 	defer missing.Stop()
 	pace := backoff{first: retryFirst, last: missingRetry, rand: rand.Float64}
+	renewing, stopRenewing := context.WithCancel(ctx)
+	defer stopRenewing() // who finds all connections lost dials by itself
+	var renewed <-chan struct{}
 	var lostAt time.Time
 	for first := true; ; first = false {
 		had := len(n.paths.links(l.relay)) // one that is lost while reserving is lost, too
@@ -237,11 +240,13 @@ func (n *Node) useRelay(ctx context.Context, l *relayLoop) error {
 				missing.Reset(missingRetry)
 			case what := <-wake:
 				if what&networkChanged != 0 {
-					n.renewLinks(ctx, l.relay)
-					pace.reset()
-					missing.Reset(0)
-					break wait
+					renewed = n.renewLinks(renewing, l.relay)
 				}
+			case <-renewed:
+				renewed = nil
+				pace.reset()
+				missing.Reset(0)
+				break wait
 			case <-news:
 				has := len(n.paths.links(l.relay))
 				lost := has < had
