@@ -152,19 +152,45 @@ func (v *natView) observe(l *link, answered chan struct{}) {
 	v.askTCP(l, answer) // nobody waits: where that port is closed it takes long
 }
 
+// way is one of the ways to a relay.
+type way struct {
+	relay         peer.ID
+	ip, transport string
+}
+
+func wayOf(l *link) way {
+	a := l.conn.RemoteMultiaddr()
+	return way{l.conn.RemotePeer(), a[0].Protocol().Name, transportOf(a)}
+}
+
+// sights are the addresses at which relays saw us last, by each way to them.
+func (v *natView) sights() map[way]ma.Multiaddr {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	out := make(map[way]ma.Multiaddr)
+	for _, l := range newest(slices.Collect(maps.Keys(v.seen))) {
+		out[wayOf(l)] = v.seen[l].addr
+	}
+	return out
+}
+
+// elsewhere says whether any way that was there before shows us at another address now.
+func elsewhere(before, now map[way]ma.Multiaddr) bool {
+	for w, a := range before {
+		if b := now[w]; b != nil && !b.Equal(a) {
+			return true
+		}
+	}
+	return false
+}
+
 // newest are the latest connections to each relay, by each transport and IP version: a relay goes on seeing an older one
 // where it began, even if it lives on in another network.
 func newest(links []*link) []*link {
-	type way struct {
-		relay         peer.ID
-		ip, transport string
-	}
 	latest := make(map[way]*link)
 	for _, l := range links {
-		a := l.conn.RemoteMultiaddr()
-		key := way{l.conn.RemotePeer(), a[0].Protocol().Name, transportOf(a)}
-		if latest[key] == nil || l.since.After(latest[key].since) {
-			latest[key] = l
+		if w := wayOf(l); latest[w] == nil || l.since.After(latest[w].since) {
+			latest[w] = l
 		}
 	}
 	return slices.Collect(maps.Values(latest))

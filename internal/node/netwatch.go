@@ -83,7 +83,7 @@ func (n *Node) networkChanged(now []string) {
 	n.network.next(n.ctx)
 	n.nat.forget()
 	n.paths.forgive()
-	n.dials.asked() // by what follows
+	n.dials.networkChanged() // relays are dialled anew by what follows
 	n.wake.send(networkChanged)
 	for _, p := range n.Connected() {
 		n.tasks.start(func() { n.checkLinks(p) })

@@ -78,6 +78,8 @@ func (ps *paths) probe(p peer.ID, l *link) {
 		case <-timer.C:
 			if ps.watched(p) {
 				measure(probeTimeout)
+			} else {
+				missed = 0 // it is not asked again, so there is no hurry
 			}
 		case <-l.again:
 			timer.Stop()
@@ -95,10 +97,10 @@ func (ps *paths) probe(p peer.ID, l *link) {
 // giveUp closes a connection that does not answer.
 func (ps *paths) giveUp(p peer.ID, l *link) {
 	ps.node.log.Debug("connection fell silent, closed", "peer", p, "path", l.conn.RemoteMultiaddr())
-	l.conn.Close()
-	if l.direct() && !ps.node.relays.has(p) {
+	if l.direct() && !ps.node.relays.has(p) && ps.node.dials.doubtful(ps.answered(l)) {
 		ps.node.doubtAddress()
 	}
+	l.conn.Close()
 }
 
 // watched says whether p's connections are probed: peers in use, and relays that we reserve at.

@@ -23,8 +23,9 @@ const (
 	// relayDialPatient-th has longer, for the slowest of networks.
 	relayDialWithin, relayDialLonger = 2 * time.Second, 6 * time.Second
 	relayDialPatient                 = 3
-	// doubtEvery bounds how often a lost path makes us ask the relays anew how they see us.
-	doubtEvery = 5 * time.Second
+	// doubtEvery bounds how often a lost path makes us ask the relays anew how they see us; while they give the same
+	// answer the pause doubles, up to doubtLast.
+	doubtEvery, doubtLast = 5 * time.Second, time.Minute
 	// retireEvery is how often an old connection to a relay is looked at: circuits move on within a
 	// second or two of a better path.
 	retireEvery = time.Second
@@ -36,9 +37,10 @@ type relayDials struct {
 
 	mu     sync.Mutex
 	failed map[peer.ID]int // in a row
-	doubt  time.Time       // when the relays were last asked anew
 
-	waiting bool // somebody is about to
+	asked    time.Time     // when the relays were last dialled anew and asked how they see us
+	pause    time.Duration // until that is done again for a doubt alone
+	doubting bool          // somebody does it, or is about to
 }
 
 // connectRelay makes sure that there is a connection to relay.
@@ -80,38 +82,86 @@ func (d *relayDials) patience(relay peer.ID) time.Duration {
 }
 
 // doubtAddress says that a direct path was lost: our router may have another address, which nothing here
-// shows. The relays go on seeing an old connection where it began, so they are dialled anew.
+// shows. The relays go on seeing an old connection where it began, so they are dialled anew and asked. Only if they
+// see us elsewhere is it a change to anybody else.
 func (n *Node) doubtAddress() {
+	doubted := time.Now()
 	wait, first := n.dials.doubtIn()
 	if !first {
 		return // somebody waits to do it already
 	}
 	n.tasks.start(func() {
-		if !sleep(n.ctx, wait) {
+		if !sleep(n.ctx, wait) || !n.dials.ask(doubted) {
 			return
 		}
-		n.dials.asked()
-		n.nat.forget()
 		if m := n.addrs.currentMapper(); m != nil {
 			m.look()
 		}
-		n.wake.send(networkChanged)
+		before := n.nat.sights()
+		var dials sync.WaitGroup
+		for _, relay := range n.cfg.Relays() {
+			if n.relays.has(relay.ID) {
+				dials.Go(func() { n.redial(n.ctx, relay.ID, func() {}) })
+			}
+		}
+		dials.Wait()
+		n.nat.refresh(n.ctx)
+		moved := elsewhere(before, n.nat.sights())
+		n.dials.told(moved)
+		if moved {
+			n.log.Info("relays see this machine at another address")
+			n.wake.send(addressChanged)
+		}
 	})
 }
 
-// doubtIn says when the relays may be asked anew, and whether the caller is the one to do it.
+// doubtIn says when the relays may be asked anew for a doubt, and whether the caller is the one to do it.
 func (d *relayDials) doubtIn() (wait time.Duration, first bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	first, d.waiting = !d.waiting, true
-	return doubtEvery - time.Since(d.doubt), first
+	since := time.Since(d.asked)
+	if since > doubtLast {
+		d.pause = doubtEvery
+	}
+	first, d.doubting = !d.doubting, true
+	return d.pause - since, first
 }
 
-// asked notes that the relays are being asked anew.
-func (d *relayDials) asked() {
+// ask notes that the relays are being asked anew because of a doubt; false: they were meanwhile, for a change of network.
+func (d *relayDials) ask(doubted time.Time) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.doubt, d.waiting = time.Now(), false
+	if d.asked.After(doubted) {
+		d.doubting = false
+		return false
+	}
+	d.asked = time.Now()
+	return true
+}
+
+// told takes in what the relays say, for whom a doubt had them asked.
+func (d *relayDials) told(moved bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.doubting = false
+	if d.pause = min(2*d.pause, doubtLast); moved {
+		d.pause = doubtEvery
+	}
+}
+
+// networkChanged notes that the relays are being asked anew because of what the system tells.
+func (d *relayDials) networkChanged() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.asked, d.pause = time.Now(), doubtEvery
+}
+
+// doubtful says whether the silence of what answered last at that time is a reason to doubt our address: what has never
+// answered says nothing, nor does what was silent before the relays were last asked.
+func (d *relayDials) doubtful(answered time.Time) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return answered.After(d.asked)
 }
 
 // dialMissing dials the relay by the transports that it is not connected by yet, from the listen ports,

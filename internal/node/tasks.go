@@ -38,8 +38,9 @@ type news int
 const (
 	rosterChanged news = 1 << iota
 	networkChanged
-	portsMapped // the router has opened or closed ports of ours
-	relayBack   // a relay holds a reservation for us that did not before
+	portsMapped    // the router has opened or closed ports of ours
+	relayBack      // a relay holds a reservation for us that did not before
+	addressChanged // relays see us elsewhere, which nothing here shows
 )
 
 // signals tells any number of loops that something changed; what is not yet read adds up.
