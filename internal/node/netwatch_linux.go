@@ -41,7 +41,7 @@ func interfaceChanges(ctx context.Context, done *sync.WaitGroup) <-chan struct{}
 	return changes
 }
 
-// gateways are the IPv4 default routes, by interface and address: another router may give us the same
+// gateways are the IPv4 default routes, by interface and router: another router may give us the same
 // address as the one before.
 func gateways() []string {
 	file, err := os.Open("/proc/net/route")
@@ -53,7 +53,7 @@ func gateways() []string {
 	for lines := bufio.NewScanner(file); lines.Scan(); {
 		// Iface Destination Gateway Flags RefCnt Use Metric Mask …
 		if f := strings.Fields(lines.Text()); len(f) > 7 && f[1] == "00000000" && f[7] == "00000000" {
-			out = append(out, "via "+f[0]+" "+f[2])
+			out = append(out, f[0]+" "+f[2])
 		}
 	}
 	return out

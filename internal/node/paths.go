@@ -2,6 +2,7 @@ package node
 
 import (
 	"maps"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -24,7 +25,8 @@ type link struct {
 	relay peer.ID // the relay, if relayed
 	class class
 	quic  bool
-	host  string // at the other end of the wire
+	host  string     // at the other end of the wire
+	from  netip.Addr // ours, from which a direct one's packets left at first
 	since time.Time
 	done  chan struct{} // closed when the connection is
 	again chan struct{} // tells the probing goroutine that an inquiry is over: its next measurement may be due sooner
@@ -91,6 +93,9 @@ func newLink(c network.Conn) *link {
 		host:  hostOf(c.RemoteMultiaddr()),
 		done:  make(chan struct{}),
 		again: make(chan struct{}, 1),
+	}
+	if to, ok := addrPortOf(c.RemoteMultiaddr()); ok && l.direct() {
+		l.from = Outgoing(to)
 	}
 	switch remote := c.RemoteMultiaddr(); {
 	case l.relay != "":
