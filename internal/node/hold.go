@@ -113,7 +113,8 @@ func (n *Node) keep(ctx context.Context, p peer.ID) {
 	retry := backoff{first: reconnectFirst, last: reconnectLast, rand: rand.Float64}
 	var waits punchWaits
 	var punchAt time.Time
-	var punching chan bool // gets the result of the punch under way
+	var punching chan bool                 // gets the result of the punch under way
+	endPunch, outdated := func() {}, false // what it rests on has changed since it began
 	for {
 		pause := time.Duration(1<<63 - 1)
 		switch {
@@ -135,8 +136,12 @@ func (n *Node) keep(ctx context.Context, p peer.ID) {
 			pause = time.Until(punchAt)
 		case punching == nil:
 			result := make(chan bool, 1)
-			n.tasks.start(func() { result <- n.tryPunch(ctx, p) })
-			punching = result
+			punch, end := context.WithCancel(ctx)
+			n.tasks.start(func() {
+				defer end()
+				result <- n.tryPunch(punch, p)
+			})
+			punching, endPunch, outdated = result, end, false
 		}
 		timer := time.NewTimer(pause)
 		select {
@@ -144,13 +149,16 @@ func (n *Node) keep(ctx context.Context, p peer.ID) {
 		case <-news:
 		case ok := <-punching:
 			punching = nil
-			if !ok {
+			if !ok && !outdated {
 				punchAt = time.Now().Add(waits.next(n.paths.hadDirect(p)))
 			}
 		case what := <-wake: // another network, other luck
 			retry.reset()
 			if what != relayBack {
-				waits, punchAt = punchWaits{}, time.Time{}
+				waits, punchAt, outdated = punchWaits{}, time.Time{}, true
+			}
+			if what&(networkChanged|addressChanged) != 0 {
+				endPunch() // it aims from where we are no more
 			}
 		case <-ctx.Done():
 			timer.Stop()

@@ -109,6 +109,7 @@ func (n *Node) networkChanged(now surroundings, gone bool) {
 	}
 	n.nat.forget()
 	n.paths.forgive()
+	n.forgetPunches()
 	n.dials.networkChanged() // relays are dialled anew by what follows
 	n.wake.send(networkChanged)
 	for _, p := range n.Connected() {

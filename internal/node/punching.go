@@ -116,7 +116,7 @@ func (n *Node) handlePunch(s network.Stream) {
 		return
 	}
 	if !n.tasks.start(func() {
-		outcome, err := n.punch.Handle(n.ctx, p, s)
+		outcome, err := n.punch.Handle(n.network.ctx(), p, s)
 		n.punched(p, outcome, err)
 	}) {
 		s.Reset()
@@ -149,6 +149,14 @@ func (n *Node) punched(p peer.ID, o punch.Outcome, err error) {
 	}
 	n.mu.Unlock()
 	n.log.Debug("punch", "peer", p, "direct", o.Direct, "step", o.Step, "took", o.Took, "probes", o.Probes, "sockets", o.Sockets, "reason", o.Reason, "err", err)
+}
+
+// forgetPunches drops what was found out in another network.
+func (n *Node) forgetPunches() {
+	n.punch.Moved()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	clear(n.reasons)
 }
 
 // reason says why p is relayed, as far as known.

@@ -111,6 +111,13 @@ func (pu *Puncher) setVain(p peer.ID, vain bool) {
 	}
 }
 
+// Moved says that our network is another one: what was in vain there says nothing here.
+func (pu *Puncher) Moved() {
+	pu.mu.Lock()
+	defer pu.mu.Unlock()
+	clear(pu.vain)
+}
+
 // takeFresh is the fresh socket, for whoever closes it.
 func (m *meeting) takeFresh() Socket {
 	m.mu.Lock()

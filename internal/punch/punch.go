@@ -97,10 +97,11 @@ type Puncher struct {
 
 // run is one punch with one peer.
 type run struct {
-	mine  bool // started by us, and the reports are not exchanged yet: it gives way to a lower peer ID
-	yield context.CancelFunc
-	to    *run // the peer's, to which it gave way; nil: it did not
-	done  chan struct{}
+	ours   bool      // started by us
+	agreed time.Time // ours: when the reports were exchanged; zero: they are not
+	yield  context.CancelFunc
+	to     *run // the peer's, to which it gave way; nil: it did not
+	done   chan struct{}
 
 	outcome Outcome // set before done is closed
 	err     error
@@ -158,17 +159,16 @@ func (pu *Puncher) Handle(ctx context.Context, p peer.ID, s Stream) (Outcome, er
 	return r.outcome, r.err
 }
 
-// begin registers a run with p. One that is under way goes on, except that ours gives way to that of a
-// peer with a lower ID.
+// begin registers a run with p. One that is under way goes on, unless it gives way.
 func (pu *Puncher) begin(ctx context.Context, p peer.ID, mine bool) (*run, context.Context, bool) {
 	pu.mu.Lock()
 	defer pu.mu.Unlock()
 	before := pu.runs[p]
-	if before != nil && (mine || !before.mine || p > pu.cfg.Self) {
+	if before != nil && (mine || !before.givesWay(p < pu.cfg.Self)) {
 		return before, ctx, false
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	r := &run{mine: mine, yield: cancel, done: make(chan struct{})}
+	r := &run{ours: mine, yield: cancel, done: make(chan struct{})}
 	pu.runs[p] = r
 	if before != nil {
 		before.to = r
@@ -177,11 +177,26 @@ func (pu *Puncher) begin(ctx context.Context, p peer.ID, mine bool) (*run, conte
 	return r, ctx, true
 }
 
-// agreed says that r's reports are exchanged: from now on it does not give way.
+// givesWay says whether r ends for a punch that the peer starts, whose ID may be the lower one. A peer that starts one has
+// none under way as far as it knows: its network is another one, most likely, and the one that was is of no use. But what
+// both start may cross.
+func (r *run) givesWay(lower bool) bool {
+	switch {
+	case !r.ours:
+		return true
+	case r.agreed.IsZero():
+		return lower
+	}
+	return time.Since(r.agreed) > talkWithin
+}
+
+// agreed says that r's reports are exchanged: now it does not give way to one that was begun meanwhile.
 func (pu *Puncher) agreed(r *run) {
 	pu.mu.Lock()
 	defer pu.mu.Unlock()
-	r.mine = false
+	if r.agreed.IsZero() {
+		r.agreed = time.Now()
+	}
 }
 
 func (pu *Puncher) end(p peer.ID, r *run) {
