@@ -113,8 +113,13 @@ type heardAt struct {
 }
 
 // wait does an array's part: opens the sockets, waits on all of them, and has the first that hears the
-// peer taken; if that fails, the next one.
+// peer taken; if that fails, the next one. Many sockets are many packets to whose address it is; one fresh one sends no
+// more than simultaneous open does.
 func (pu *Puncher) wait(ctx context.Context, m *meeting, a Array) {
+	if !m.vouched && !a.Fresh {
+		m.note(func() { m.refused = true })
+		return
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	heard := make(chan heardAt, a.Sockets)
 	var readers sync.WaitGroup

@@ -355,6 +355,38 @@ func TestFailureSaysWhatCameBack(t *testing.T) {
 	}
 }
 
+// A report may name anybody's address: neither packets go there, nor is what may be sent there used up.
+func TestNoArrayIsOpenedToAnAddressThatNobodyVouchesFor(t *testing.T) {
+	hard := noTCP(strict(nat(1, Dependent, false)))
+	for name, c := range map[string]struct{ here, there Report }{
+		"to guess":                {hard, noTCP(strict(nat(2, Independent, true)))},
+		"to foretell":             {sequence(hard, 42000, 1), noTCP(strict(nat(2, Independent, true)))},
+		"where both are foretold": {sequence(hard, 42000, 1), sequence(noTCP(strict(nat(2, Dependent, false))), 52000, 1)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := &internet{ports: make(map[netip.AddrPort]*fakeSocket)}
+				a, b := newSides(c.here, c.there)
+				a.withWire(n, "7.0.0.1", randomPort)
+				b.withWire(n, "7.0.0.2", randomPort)
+				a.distrusts = true
+				b.refuse = true // what it hears leads to nothing
+				o, err := a.Punch(t.Context(), "b")
+				if err != nil || o.Direct || !strings.Contains(o.Reason, "no relay vouches for the peer's address") {
+					t.Errorf("%+v, %v", o, err)
+				}
+				synctest.Wait()
+				if len(a.fresh) > 0 {
+					t.Errorf("%d sockets", len(a.fresh))
+				}
+				if spent := a.budget.addrs[netip.MustParseAddr("7.0.0.2")]; spent != nil {
+					t.Errorf("%d ports of that address's are used up", spent.count)
+				}
+			})
+		})
+	}
+}
+
 func TestGuessingCanBeTurnedOff(t *testing.T) {
 	hard, _ := newSides(noTCP(strict(nat(1, Dependent, false))), noTCP(strict(nat(2, Independent, true))))
 	hard.withWire(&internet{}, "7.0.0.1", randomPort)
