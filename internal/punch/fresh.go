@@ -54,17 +54,22 @@ func (r Report) fresh4() (netip.AddrPort, bool) {
 // is a step that uses them.
 func wantFresh(mine, theirs Report) bool {
 	mine, theirs = outside(mine, theirs)
-	lacks, meet := false, true
+	lacks, foretold, meet := false, false, true
 	for _, r := range []Report{mine, theirs} {
 		if _, seen := r.UDP.seen4(); !seen || !slices.Contains(r.Steps, Again) {
 			return false
 		}
-		if _, fresh := r.fresh4(); easy(r.UDP) && !fresh {
+		switch _, fresh := r.fresh4(); {
+		case !easy(r.UDP) && r.UDP.Mapping != Dependent:
+			return false // nobody knows whether its ports are to be foretold
+		case !easy(r.UDP):
+			foretold = true
+		case !fresh:
 			lacks = true
 		}
 		meet = meet && slices.Contains(r.Steps, StepGuess)
 	}
-	return lacks && (meet || easy(mine.UDP) && easy(theirs.UDP))
+	return lacks && (meet || !foretold)
 }
 
 // freshen opens the fresh socket that r, our report, tells of, if there is use for one: theirs has one or has none to
@@ -81,6 +86,8 @@ func (pu *Puncher) freshen(ctx context.Context, m *meeting, r *Report, theirs *R
 		wanted = wanted || hadDirect != nil && hadDirect(m.peer)
 	} else if easy(theirs.UDP) {
 		_, wanted = theirs.fresh4()
+	} else if theirs.UDP.Mapping != Dependent {
+		return // no step meets it
 	}
 	if !wanted {
 		return

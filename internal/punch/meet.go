@@ -86,6 +86,9 @@ type Socket interface {
 // meeting is what the foretold steps of one punch share.
 type meeting struct {
 	peer    peer.ID
+	high    bool // our ID is the higher one
+	second  bool // attempt
+	plan    Plan // the attempt's
 	token   Token
 	vouched bool
 

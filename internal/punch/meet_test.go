@@ -472,6 +472,63 @@ func TestWhatSimultaneousOpenCouldNotDoIsDoneAtOnceFromFreshPorts(t *testing.T) 
 	}
 }
 
+// The same once more would be as much in vain: no fresh socket is to be had, because the relay's reflector is closed, or
+// no step would use one.
+func TestNothingIsDoneTwiceWithoutAFreshSocket(t *testing.T) {
+	easy := func(n int) Report { return noTCP(strict(nat(n, Unknown, true))) }
+	for name, c := range map[string]struct {
+		here, there Report
+		none        bool // no fresh socket is to be had
+	}{
+		"nobody says where one is seen":        {here: easy(1), there: easy(2), none: true},
+		"nobody knows how one side gets ports": {here: noTCP(strict(nat(1, Unknown, false))), there: easy(2)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := &internet{ports: make(map[netip.AddrPort]*fakeSocket)}
+				a, b := newSides(c.here, c.there)
+				for _, s := range []*side{a, b} {
+					s.withWire(n, "7.0.0.9", randomPort)
+					if c.none {
+						s.cfg.Wire.Fresh = func(context.Context) (Socket, netip.AddrPort, error) {
+							return nil, netip.AddrPort{}, errors.New("no answer")
+						}
+					}
+				}
+				for _, begins := range []*side{b, a} {
+					other := peer.ID("a")
+					if begins == a {
+						other = "b"
+					}
+					before := begins.count()
+					o, err := begins.Punch(t.Context(), other)
+					if err != nil || o.Direct || o.Reason == "" || o.Took != 2*openFor || begins.count()-before != 2 {
+						t.Errorf("%+v, %v; %d dials, want 2", o, err, begins.count()-before)
+					}
+					if len(a.fresh)+len(b.fresh) > 0 {
+						t.Errorf("%d and %d sockets are opened for nothing", len(a.fresh), len(b.fresh))
+					}
+					synctest.Wait()
+				}
+			})
+		})
+	}
+}
+
+func TestWhatAPunchInVainHasCostIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := &internet{ports: make(map[netip.AddrPort]*fakeSocket)}
+		hard, easy := newSides(noTCP(strict(nat(1, Dependent, false))), noTCP(strict(nat(2, Independent, true))))
+		hard.withWire(n, "7.0.0.1", randomPort)
+		easy.withWire(n, "7.0.0.2", randomPort)
+		hard.refuse = true
+		o, err := hard.Punch(t.Context(), "b")
+		if err != nil || o.Direct || o.Sockets != guessArray+2*guessArray {
+			t.Errorf("%+v, %v", o, err)
+		}
+	})
+}
+
 // A router gives the easy side's QUIC port another number than its relay sees: nothing meets there.
 func TestASpoiltQUICPortIsLeftAloneInTheSecondAttempt(t *testing.T) {
 	random := noTCP(strict(nat(1, Dependent, false)))

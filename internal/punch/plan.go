@@ -152,6 +152,15 @@ func MakePlan(low, high Report) Plan {
 	return p
 }
 
+// usesFresh says whether any step does something from a fresh socket that a report tells of.
+func (p Plan) usesFresh() bool {
+	return slices.ContainsFunc(p.Steps, func(s Step) bool {
+		return slices.ContainsFunc([]Part{s.Low, s.High}, func(p Part) bool {
+			return p.Array != nil && p.Array.Fresh || p.Spray != nil && p.Spray.Fresh
+		})
+	})
+}
+
 // plainDials are the addresses of the other side that need no punching.
 func plainDials(self, other Report) []Dial {
 	var out []Dial

@@ -220,7 +220,7 @@ func (pu *Puncher) initiate(ctx context.Context, p peer.ID, r *run) (Outcome, er
 	defer s.Close()
 	defer context.AfterFunc(ctx, func() { s.Reset() })()
 	m := &meeting{peer: p}
-	return twiceIfOfUse(func() (Outcome, error) { return pu.lead(ctx, m, r, s) })
+	return m.twiceIfOfUse(func() (Outcome, error) { return pu.lead(ctx, m, r, s) })
 }
 
 // lead is one attempt as the coordinator.
@@ -242,6 +242,9 @@ func (pu *Puncher) lead(ctx context.Context, m *meeting, r *run, s Stream) (Outc
 	}
 	rtt := time.Since(sent)
 	pu.agreed(r)
+	if err := pu.plan(m, mine, theirs); err != nil {
+		return Outcome{}, err
+	}
 	pu.openNAT(m, mine, theirs)
 	if err := writeMessage(s, kindGo, nil); err != nil {
 		return Outcome{}, fmt.Errorf("punch %s: say go: %w", p, err)
@@ -259,7 +262,7 @@ func (pu *Puncher) respond(ctx context.Context, p peer.ID, s Stream) (Outcome, e
 	defer s.Close()
 	defer context.AfterFunc(ctx, func() { s.Reset() })()
 	m := &meeting{peer: p}
-	return twiceIfOfUse(func() (Outcome, error) { return pu.answer(ctx, m, s) })
+	return m.twiceIfOfUse(func() (Outcome, error) { return pu.answer(ctx, m, s) })
 }
 
 // answer is one attempt as the other side.
@@ -272,29 +275,53 @@ func (pu *Puncher) answer(ctx context.Context, m *meeting, s Stream) (Outcome, e
 	}
 	defer m.end()
 	mine := pu.report(ctx, m, &theirs)
+	if err := pu.plan(m, mine, theirs); err != nil {
+		return Outcome{}, err
+	}
 	pu.openNAT(m, mine, theirs)
 	if err := writeMessage(s, kindReport, mine.Marshal()); err != nil {
 		return Outcome{}, fmt.Errorf("punch by %s: send report: %w", p, err)
 	}
-	if kind, _, err := readMessage(s); err != nil || kind != kindGo {
-		return Outcome{}, fmt.Errorf("punch by %s: no go (%q): %w", p, kind, err)
+	switch kind, _, err := readMessage(s); {
+	case err != nil:
+		return Outcome{}, fmt.Errorf("punch by %s: no go: %w", p, err)
+	case kind != kindGo:
+		return Outcome{}, fmt.Errorf("punch by %s: no go, but a message of kind %q", p, kind)
 	}
 	return pu.follow(ctx, m, mine, theirs)
 }
 
 // twiceIfOfUse makes an attempt, and at once another one if fresh sockets may do what the first one could not. If the
-// peer ends the stream before it, the first one's outcome stands.
-func twiceIfOfUse(attempt func() (Outcome, error)) (Outcome, error) {
+// peer ends the stream before it, or there are none, the first one's outcome stands.
+func (m *meeting) twiceIfOfUse(attempt func() (Outcome, error)) (Outcome, error) {
 	first, err := attempt()
 	if err != nil || !first.again {
 		return first, err
 	}
+	m.second = true
 	second, err := attempt()
 	if err != nil {
 		return first, nil
 	}
 	second.Took += first.Took
 	return second, nil
+}
+
+// errNothingNew says that a second attempt would do what the first one did. Both sides find that out.
+var errNothingNew = errors.New("no fresh socket to try again with")
+
+// plan makes the plan that both sides compute from the two reports.
+func (pu *Puncher) plan(m *meeting, mine, theirs Report) error {
+	low, high := mine, theirs
+	if m.high = m.peer < pu.cfg.Self; m.high {
+		low, high = theirs, mine
+	}
+	m.plan, m.token = MakePlan(low, high), tokenOf(low, high)
+	pu.cfg.Log.Debug("punch plan", "peer", m.peer, "steps", len(m.plan.Steps), "our_udp", mine.UDP, "our_tcp", mine.TCP, "their_udp", theirs.UDP, "their_tcp", theirs.TCP)
+	if m.second && !m.plan.usesFresh() {
+		return errNothingNew
+	}
+	return nil
 }
 
 // report is ours as the peer will read it, so that both plan from the same. theirs is nil if we do not have it yet.
@@ -354,14 +381,7 @@ func (pu *Puncher) openNAT(m *meeting, mine, theirs Report) {
 
 // follow does our part of the plan, by the clock, until there is a direct connection.
 func (pu *Puncher) follow(ctx context.Context, m *meeting, mine, theirs Report) (Outcome, error) {
-	p := m.peer
-	low, high, first := mine, theirs, pu.cfg.Self < p
-	if !first {
-		low, high = theirs, mine
-	}
-	plan := MakePlan(low, high)
-	pu.cfg.Log.Debug("punch plan", "peer", p, "steps", len(plan.Steps), "our_udp", mine.UDP, "our_tcp", mine.TCP, "their_udp", theirs.UDP, "their_tcp", theirs.TCP)
-	m.token = tokenOf(low, high)
+	p, plan := m.peer, m.plan
 	m.vouched = pu.cfg.Wire != nil && pu.cfg.Wire.Vouched(p, theirs)
 	start := time.Now()
 	direct, stop := pu.cfg.Direct(p)
@@ -373,35 +393,37 @@ func (pu *Puncher) follow(ctx context.Context, m *meeting, mine, theirs Report) 
 
 	last := time.Duration(0)
 	for _, step := range plan.Steps {
-		part := step.High
-		if first {
-			part = step.Low
+		part := step.Low
+		if m.high {
+			part = step.High
 		}
 		pu.act(ctx, &acts, m, step, part)
 		last = max(last, step.At+step.For)
 	}
 	over := time.NewTimer(last)
 	defer over.Stop()
-	why := func() string {
+	var o Outcome
+	var err error
+	select {
+	case <-direct:
+		pu.setVain(p, false)
+		o.Direct, o.Step = true, plan.stepAt(time.Since(start))
+	case <-over.C:
+		pu.setVain(p, true)
+		o.again = wantFresh(mine, theirs)
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	if !o.Direct {
 		name := ""
 		if pu.cfg.Name != nil {
 			name = pu.cfg.Name(p)
 		}
-		return reason(mine, theirs, name, tried(plan, m))
+		o.Reason = reason(mine, theirs, name, tried(plan, m))
 	}
-	select {
-	case <-direct:
-		pu.setVain(p, false)
-		took := time.Since(start)
-		o := Outcome{Direct: true, Step: plan.stepAt(took), Took: took}
-		m.note(func() { o.Probes, o.Sockets = m.probes, m.sockets })
-		return o, nil
-	case <-over.C:
-		pu.setVain(p, true)
-		return Outcome{Reason: why(), Took: time.Since(start), again: wantFresh(mine, theirs)}, nil
-	case <-ctx.Done():
-		return Outcome{Reason: why(), Took: time.Since(start)}, ctx.Err()
-	}
+	o.Took = time.Since(start)
+	m.note(func() { o.Probes, o.Sockets = m.probes, m.sockets })
+	return o, err
 }
 
 // act begins our part of a step; it ends with ctx or with the step.
