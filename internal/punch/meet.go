@@ -28,6 +28,8 @@ const (
 	kindProbe = 0x13
 	kindHeard = 0x14
 	tokenSize = 16
+	// heardTimes is how often that is said, for a fresh socket that sprays waits for nothing else.
+	heardTimes = 3
 	// takeWithin is how long a handshake on a socket that was heard at may take.
 	takeWithin = 3 * time.Second
 )
@@ -172,7 +174,9 @@ func (pu *Puncher) wait(ctx context.Context, m *meeting, a Array) {
 		select {
 		case h := <-heard:
 			m.note(func() { m.heard++ })
-			h.socket.Send(m.token.packet(kindHeard), h.from, 0)
+			for range heardTimes {
+				h.socket.Send(m.token.packet(kindHeard), h.from, 0)
+			}
 			mu.Lock()
 			delete(open, h.socket)
 			mu.Unlock()
@@ -263,7 +267,11 @@ func (pu *Puncher) spray(ctx context.Context, m *meeting, s Spray) {
 	pu.sprayFrom(ctx, m, s, pu.cfg.Wire.Probe, func() bool {
 		select {
 		case from := <-heard:
-			return from.Addr() == s.To
+			if from.Addr() != s.To {
+				return false
+			}
+			m.note(func() { m.heard++ })
+			return true
 		default:
 			return false
 		}
@@ -280,6 +288,7 @@ func (pu *Puncher) sprayFresh(ctx context.Context, m *meeting, s Spray, socket S
 	pu.sprayFrom(ctx, m, s, send, func() bool { return len(heard) > 0 })
 	select {
 	case h := <-heard:
+		m.note(func() { m.heard++ })
 		if err := pu.take(ctx, m, h, Server); err != nil {
 			m.note(func() { m.failed = err })
 		}
@@ -297,7 +306,6 @@ func (pu *Puncher) sprayFrom(ctx context.Context, m *meeting, s Spray, send func
 	packet := m.token.packet(kindProbe)
 	for i, port := range m.ports(s) {
 		if met() {
-			m.note(func() { m.heard++ })
 			return
 		}
 		again := s.List != nil && i >= len(s.List) // a port that is counted already

@@ -28,6 +28,7 @@ type internet struct {
 type sentPacket struct {
 	at       time.Time
 	from, to netip.AddrPort
+	kind     byte
 }
 
 type fakeSocket struct {
@@ -63,7 +64,7 @@ func (s *fakeSocket) Send(b []byte, to netip.AddrPort, hops int) error {
 		return nil
 	}
 	from := s.outside
-	n.sent = append(n.sent, sentPacket{time.Now(), from, to})
+	n.sent = append(n.sent, sentPacket{time.Now(), from, to, append(b, 0)[0]})
 	time.AfterFunc(20*time.Millisecond, func() {
 		n.mu.Lock()
 		defer n.mu.Unlock()
@@ -513,6 +514,50 @@ func TestNothingIsDoneTwiceWithoutAFreshSocket(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A fresh socket that sprays waits for the answer, and one packet may be lost.
+func TestTheAnswerToAPacketThatWasHeardIsSentMoreThanOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := &internet{ports: make(map[netip.AddrPort]*fakeSocket)}
+		hard, easy := newSides(sequence(noTCP(strict(nat(1, Dependent, false))), 42000, 1), noTCP(strict(nat(2, Independent, true))))
+		hard.withWire(n, "7.0.0.1", sequencer(42001))
+		easy.withWire(n, "7.0.0.2", randomPort)
+		if o, err := hard.Punch(t.Context(), "b"); err != nil || !o.Direct {
+			t.Fatalf("%+v, %v", o, err)
+		}
+		synctest.Wait()
+		answers := 0
+		for _, p := range n.sent {
+			if p.kind == kindHeard {
+				answers++
+			}
+		}
+		if answers != heardTimes {
+			t.Errorf("%d answers, want %d", answers, heardTimes)
+		}
+	})
+}
+
+// The answer to the last packet comes when nothing more is sent.
+func TestAnAnswerToTheLastPacketIsHeard(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := &internet{ports: make(map[netip.AddrPort]*fakeSocket)}
+		easy, _ := newSides(noTCP(nat(1, Independent, true)), noTCP(nat(2, Dependent, false)))
+		easy.withWire(n, "7.0.0.1", randomPort)
+		easy.refuse = true
+		here, there := netip.MustParseAddrPort("7.0.0.1:50000"), netip.MustParseAddrPort("7.0.0.2:60000")
+		fresh, hard := n.socket(func() netip.AddrPort { return here }), n.socket(func() netip.AddrPort { return there })
+		m := &meeting{peer: "b", vouched: true, token: Token{1}}
+		hard.Send(nil, here, openerHops)
+		time.AfterFunc(100*time.Millisecond, func() { hard.Send(m.token.packet(kindHeard), here, 0) })
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		easy.sprayFresh(ctx, m, Spray{To: there.Addr(), List: []uint16{there.Port()}, Times: 1}, fresh)
+		if m.heard != 1 || m.failed == nil {
+			t.Errorf("%d packets heard, the handshake: %v", m.heard, m.failed)
+		}
+	})
 }
 
 func TestWhatAPunchInVainHasCostIsTold(t *testing.T) {
