@@ -389,7 +389,7 @@ func (d *Daemon) tellPaths(ctx context.Context, f *forwarding, emit func(Event))
 	// Only changes of the best path are told; the best of one kind is looked for.
 	look := time.NewTicker(time.Second)
 	defer look.Stop()
-	last, to, by := "", f.peer(), node.Auto
+	last, why, to, by := "", "", f.peer(), node.Auto
 	tell := func() {
 		if p := f.peer(); p != to {
 			emit(Event{Event: "progress", Service: f.word, Message: fmt.Sprintf("%s has taken the place of %s: the old key says so", d.nameOf(p), d.nameOf(to))})
@@ -405,8 +405,9 @@ func (d *Daemon) tellPaths(ctx context.Context, f *forwarding, emit func(Event))
 			return
 		}
 		p := d.pathOf(now)
-		if key := p.Kind + p.Transport + p.Remote; key != last {
-			last = key
+		// A relayed path is told at once, and again when it is known why it is one.
+		if key := p.Kind + p.Transport + p.Remote; key != last || p.Reason != "" && p.Reason != why {
+			last, why = key, p.Reason
 			emit(Event{Event: "path", Service: f.word, Peer: to.String(), Path: p})
 		}
 	}

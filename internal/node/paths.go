@@ -151,6 +151,15 @@ func (ps *paths) disconnected(c network.Conn) {
 	}
 }
 
+// reconsider tells watchers if what is to be said of p's path has changed.
+func (ps *paths) reconsider(p peer.ID) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if ps.peers[p] != nil {
+		ps.chooseLocked(p, nil)
+	}
+}
+
 // chooseLocked settles p's path and tells watchers if it changed. measured is the link that has just
 // been measured, if that is why.
 func (ps *paths) chooseLocked(p peer.ID, measured *link) {
@@ -184,7 +193,7 @@ func (ps *paths) chooseLocked(p peer.ID, measured *link) {
 	moved := ps.chooseBulkLocked(p, pp)
 	now := ps.describeLocked(p, pp)
 	if moved || now.Kind != pp.told.Kind || now.Relay != pp.told.Relay || !sameAddr(now.Remote, pp.told.Remote) ||
-		now.Spread != pp.told.Spread || now.Since != pp.told.Since {
+		now.Spread != pp.told.Spread || now.Since != pp.told.Since || now.Reason != pp.told.Reason {
 		ps.tellLocked(PathChange{Peer: p, Old: pp.told, New: now})
 		pp.told = now
 	}

@@ -10,6 +10,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/p2p/protocol/ping"
 	ma "github.com/multiformats/go-multiaddr"
+
+	"fwd/internal/punch"
 )
 
 // pair is two members and a relay, b reserved there.
@@ -248,8 +250,44 @@ func TestPathOfARelayedPeerWhosePunchFailsSaysWhy(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.Host().RemoveStreamHandler("/fwd/punch/1")
+	changes, stop := a.Watch()
+	defer stop()
 	a.tryPunch(t.Context(), b.self)
-	if path, _ := a.Path(b.self); path.Kind != "relay" || path.Reason == "" {
-		t.Errorf("path %+v, want a relay with a reason", path)
+	path, _ := a.Path(b.self)
+	if path.Kind != "relay" || path.Reason == "" || strings.Contains(path.Reason, "stream") {
+		t.Errorf("path %+v, want a relay with a reason, in plain words", path)
+	}
+	for told := ""; told != path.Reason; {
+		select {
+		case c := <-changes:
+			told = c.New.Reason
+		case <-time.After(patience):
+			t.Fatal("watchers are not told why")
+		}
+	}
+}
+
+func TestAReasonIsReplacedByABetterOneAlone(t *testing.T) {
+	m := newMesh(t)
+	a := m.join(Config{})
+	ended, end := context.WithCancel(t.Context())
+	end()
+	for _, c := range []struct {
+		ctx  context.Context
+		o    punch.Outcome
+		err  error
+		want string
+	}{
+		{t.Context(), punch.Outcome{}, errors.New("read report: EOF"), "The peer did not answer when asked for a direct path; it is asked again by itself"},
+		{t.Context(), punch.Outcome{Reason: "Both NATs"}, nil, "Both NATs"},
+		{t.Context(), punch.Outcome{}, errors.New("read report: EOF"), "Both NATs"},
+		{ended, punch.Outcome{Reason: "half of it"}, ended.Err(), "Both NATs"},
+		{t.Context(), punch.Outcome{Reason: "half of it"}, context.Canceled, "Both NATs"},
+		{t.Context(), punch.Outcome{}, punch.ErrBusy, "Both NATs"},
+		{t.Context(), punch.Outcome{Direct: true}, nil, ""},
+	} {
+		if a.punched(c.ctx, "p", c.o, c.err); a.reason("p") != c.want {
+			t.Errorf("%+v, %v: %q, want %q", c.o, c.err, a.reason("p"), c.want)
+		}
 	}
 }

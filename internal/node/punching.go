@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -116,8 +115,9 @@ func (n *Node) handlePunch(s network.Stream) {
 		return
 	}
 	if !n.tasks.start(func() {
-		outcome, err := n.punch.Handle(n.network.ctx(), p, s)
-		n.punched(p, outcome, err)
+		ctx := n.network.ctx()
+		outcome, err := n.punch.Handle(ctx, p, s)
+		n.punched(ctx, p, outcome, err)
 	}) {
 		s.Reset()
 	}
@@ -126,29 +126,40 @@ func (n *Node) handlePunch(s network.Stream) {
 // tryPunch tries for a direct path to p and says whether there is one.
 func (n *Node) tryPunch(ctx context.Context, p peer.ID) bool {
 	outcome, err := n.punch.Punch(ctx, p)
-	n.punched(p, outcome, err)
+	n.punched(ctx, p, outcome, err)
 	return n.paths.has(p, Direct)
 }
 
-// punched notes why p is still relayed.
-func (n *Node) punched(p peer.ID, o punch.Outcome, err error) {
-	if err != nil && (errors.Is(err, punch.ErrBusy) || n.ctx.Err() != nil) {
-		return
-	}
-	if o.Reason == "" && !o.Direct && err == nil {
+// punched notes why p is still relayed, and has watchers told. ctx is whose punch it was.
+func (n *Node) punched(ctx context.Context, p peer.ID, o punch.Outcome, err error) {
+	n.log.Debug("punch", "peer", p, "direct", o.Direct, "step", o.Step, "took", o.Took, "probes", o.Probes, "sockets", o.Sockets, "reason", o.Reason, "err", err)
+	switch {
+	case ctx.Err() != nil, errors.Is(err, context.Canceled), errors.Is(err, punch.ErrBusy):
+		return // it was given up, or there is another one: neither is a reason
+	case err == nil && o.Reason == "" && !o.Direct:
 		return // told to wait for the other run
 	}
 	n.mu.Lock()
 	switch {
 	case o.Direct:
 		delete(n.reasons, p)
-	case err != nil:
-		n.reasons[p] = fmt.Sprintf("punching failed: %v", err)
-	default:
+	case err == nil:
 		n.reasons[p] = o.Reason
+	case n.reasons[p] == "": // a plan that came to nothing says more
+		n.reasons[p] = n.nameOf(p) + " did not answer when asked for a direct path; it is asked again by itself"
 	}
 	n.mu.Unlock()
-	n.log.Debug("punch", "peer", p, "direct", o.Direct, "step", o.Step, "took", o.Took, "probes", o.Probes, "sockets", o.Sockets, "reason", o.Reason, "err", err)
+	n.paths.reconsider(p)
+}
+
+// nameOf is what a person calls p, to begin a sentence with.
+func (n *Node) nameOf(p peer.ID) string {
+	if n.cfg.Name != nil {
+		if name := n.cfg.Name(p); name != "" {
+			return name
+		}
+	}
+	return "The peer"
 }
 
 // forgetPunches drops what was found out in another network.
