@@ -52,6 +52,7 @@ type hold struct {
 // pauses), protected, its path probed, and a direct path sought while it is relayed, unless kind is
 // Relay. Holds add up.
 func (n *Node) Hold(p peer.ID, kind PathKind) (release func()) {
+	defer n.paths.poke(p) // who wanted no direct path so far may want one now; after n.mu, which paths' lock goes before
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	h := n.holds[p]

@@ -197,6 +197,17 @@ func (ps *paths) chooseLocked(p peer.ID, measured *link) {
 		ps.tellLocked(PathChange{Peer: p, Old: pp.told, New: now})
 		pp.told = now
 	}
+	ps.pokeLocked(p)
+}
+
+// poke has those look anew who wait for changes of p's links.
+func (ps *paths) poke(p peer.ID) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	ps.pokeLocked(p)
+}
+
+func (ps *paths) pokeLocked(p peer.ID) {
 	for c := range ps.news[p] {
 		select {
 		case c <- struct{}{}:

@@ -190,6 +190,33 @@ func TestHoldForTheRelayAloneDoesNotPunch(t *testing.T) {
 	}
 }
 
+// Another forward to the same machine may want what the first one did not.
+func TestAPeerHeldForTheRelayAloneIsPunchedAsSoonAsSomebodyWantsIt(t *testing.T) {
+	_, _, a, b := pair(t)
+	defer a.Hold(b.self, Relay)()
+	eventually(t, "connected and measured", func() bool {
+		links := a.paths.links(b.self)
+		return len(links) == 1 && a.paths.rtt(links[0]) > 0
+	})
+	// The first measurements are over: nothing else looks for 15 s.
+	eventually(t, "nothing moves", func() bool {
+		news, stop := a.paths.listen(b.self)
+		defer stop()
+		select {
+		case <-news:
+			return false
+		case <-time.After(time.Second):
+			return true
+		}
+	})
+	began := time.Now()
+	defer a.Hold(b.self, Auto)()
+	eventually(t, "direct", func() bool { return a.paths.has(b.self, Direct) })
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("after %v", took)
+	}
+}
+
 func TestOpenAvoidsASilentConnectionAndHasItClosed(t *testing.T) {
 	_, _, a, b := pair(t)
 	if err := a.Connect(t.Context(), b.self); err != nil {
