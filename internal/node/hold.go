@@ -169,7 +169,8 @@ func (n *Node) keep(ctx context.Context, p peer.ID) {
 	}
 }
 
-// keepTidy looks after the connections to all peers but relays, which keep one by each transport and IP version.
+// keepTidy looks after the connections to all peers. Relays, and their peers, keep one by each transport and IP version,
+// and lose only what was dialled for bulk.
 func (n *Node) keepTidy(ctx context.Context) {
 	tick := time.NewTicker(tidyEvery)
 	defer tick.Stop()
@@ -177,7 +178,9 @@ func (n *Node) keepTidy(ctx context.Context) {
 		select {
 		case <-tick.C:
 			for _, p := range n.Connected() {
-				if _, relay := n.relayInfo(p); !relay {
+				if _, relay := n.relayInfo(p); relay || n.cfg.Relay {
+					n.tidyFurther(p)
+				} else {
 					n.tidy(p)
 				}
 			}
@@ -201,11 +204,26 @@ func (n *Node) tidy(p peer.ID) {
 		}
 	}
 	for _, l := range links {
-		if best[l.sort()] != l && time.Since(l.since) > spareLife && !inUse(l) && !n.paths.isBest(p, l) {
+		if best[l.sort()] != l && n.isSpare(p, l) {
 			n.log.Debug("spare connection closed", "peer", p, "path", l.conn.RemoteMultiaddr())
 			l.conn.Close()
 		}
 	}
+}
+
+// tidyFurther closes the connections that we dialled to p for bulk, once they are spare.
+func (n *Node) tidyFurther(p peer.ID) {
+	for _, l := range n.paths.links(p) {
+		if n.paths.isFurther(l) && n.isSpare(p, l) {
+			n.log.Debug("further connection closed", "peer", p, "path", l.conn.RemoteMultiaddr())
+			l.conn.Close()
+		}
+	}
+}
+
+// isSpare says whether nobody has used l for spareLife.
+func (n *Node) isSpare(p peer.ID, l *link) bool {
+	return time.Since(l.since) > spareLife && !inUse(l) && !n.paths.isBest(p, l)
 }
 
 // sort says for what kind of spare a link is good.

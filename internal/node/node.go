@@ -264,8 +264,8 @@ func (n *Node) Serve(ctx context.Context) error {
 	if !n.cfg.Relay {
 		n.tasks.start(func() { n.keepRelays(n.ctx) })
 		n.tasks.start(func() { n.nat.keep(n.ctx) })
-		n.tasks.start(func() { n.keepTidy(n.ctx) })
 	}
+	n.tasks.start(func() { n.keepTidy(n.ctx) })
 	select {
 	case <-ctx.Done():
 	case <-n.parts.swarm.Done():

@@ -398,6 +398,12 @@ func (ps *paths) isBest(p peer.ID, l *link) bool {
 	return pp != nil && pp.best == l
 }
 
+func (ps *paths) isFurther(l *link) bool {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	return l.further
+}
+
 // inUse says whether l carries streams of anything but pings and identify.
 func inUse(l *link) bool {
 	for _, s := range l.conn.GetStreams() {

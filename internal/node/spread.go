@@ -122,8 +122,13 @@ func (ps *paths) moreAt(p peer.ID) (at ma.Multiaddr, dialled *search) {
 	if s == nil || !s.noTCP || s.dialled || len(alike) == 0 || len(alike) >= maxSpread {
 		return nil, nil
 	}
+	// A punched socket's way is open from that socket alone.
+	i := slices.IndexFunc(alike, func(l *link) bool { return ps.node.addrs.ownPort(l.conn) })
+	if i < 0 {
+		return nil, nil
+	}
 	s.dialled = true
-	return alike[0].conn.RemoteMultiaddr(), s
+	return alike[i].conn.RemoteMultiaddr(), s
 }
 
 // dialMore dials one more QUIC connection to p where bulk would profit. It does not wait; watchers are told when the

@@ -3,6 +3,7 @@ package node
 import (
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/protocol"
@@ -68,5 +69,39 @@ func TestWhereOnlyQUICIsDirectEachLaneOfBulkGetsAConnectionForItself(t *testing.
 	}
 	if c := used(); len(c) != 1 || !c[a.paths.best(b.self, nil, Auto)] {
 		t.Errorf("what is not bulk goes by %d connections", len(c))
+	}
+}
+
+// To a service on a relay's machine they are as many as to any other.
+func TestConnectionsForBulkToARelayEndWhenTheyAreSpare(t *testing.T) {
+	m := newMesh(t)
+	relay, _ := m.relay(Config{})
+	a := m.join(Config{})
+	eventually(t, "both transports", func() bool { return len(a.paths.links(relay.self)) == 2 && reserved(a, 1)() })
+	var quic *link
+	for _, l := range a.paths.links(relay.self) {
+		if l.quic {
+			quic = l
+		}
+	}
+	dial := func() *link {
+		t.Helper()
+		c, err := a.door.dial(t.Context(), relay.self, quic.conn.RemoteMultiaddr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a.paths.find(relay.self, c)
+	}
+	further, other := dial(), dial()
+	a.paths.mu.Lock()
+	further.further = true
+	for _, l := range []*link{quic, further, other} {
+		l.since = time.Now().Add(-2 * spareLife)
+	}
+	a.paths.peers[relay.self].best = quic
+	a.paths.mu.Unlock()
+	eventually(t, "closed when nothing goes by it", func() bool { a.tidyFurther(relay.self); return further.conn.IsClosed() })
+	if quic.conn.IsClosed() || other.conn.IsClosed() {
+		t.Error("closed what was not dialled for bulk")
 	}
 }
