@@ -10,8 +10,11 @@ import (
 )
 
 const (
-	// reconnectFirst and reconnectLast bound the wait between attempts to reach a peer in use.
-	reconnectFirst, reconnectLast = 200 * time.Millisecond, 10 * time.Second
+	// reconnectFirst and reconnectLast, later reconnectLater, bound the wait between attempts to reach a peer in use: who
+	// was away for reconnectEager is off, most likely, and each attempt costs packets to all addresses known of it. A relay
+	// or a network that is back, and a new roster, end the wait.
+	reconnectFirst, reconnectLast, reconnectLater = 200 * time.Millisecond, 10 * time.Second, time.Minute
+	reconnectEager                                = 5 * time.Minute
 	// tidyEvery is how often connections that are not needed beside the path are looked for.
 	tidyEvery = 15 * time.Second
 )
@@ -112,12 +115,16 @@ func (n *Node) keep(ctx context.Context, p peer.ID) {
 	wake, stopWake := n.wake.listen()
 	defer stopWake()
 	retry := backoff{first: reconnectFirst, last: reconnectLast, rand: rand.Float64}
+	var away time.Time // since when p is not reached; zero: it is
 	var waits punchWaits
 	var punchAt time.Time
 	var punching chan bool                 // gets the result of the punch under way
 	endPunch, outdated := func() {}, false // what it rests on has changed since it began
 	for {
 		pause := time.Duration(1<<63 - 1)
+		if n.paths.has(p, Auto) {
+			away = time.Time{}
+		}
 		switch {
 		case !n.cfg.Member(p):
 			// Until the roster changes there is nobody to reach.
@@ -125,6 +132,10 @@ func (n *Node) keep(ctx context.Context, p peer.ID) {
 			waits, punchAt = punchWaits{}, time.Time{}
 			if err := n.Connect(ctx, p); err != nil {
 				n.log.Debug("peer not reached", "peer", p, "err", err)
+				if away.IsZero() {
+					away = time.Now()
+				}
+				retry.last = longestWait(time.Since(away))
 				pause = retry.wait()
 			} else {
 				retry.reset()
@@ -156,7 +167,7 @@ func (n *Node) keep(ctx context.Context, p peer.ID) {
 		case what := <-wake: // another network, other luck
 			retry.reset()
 			if what != relayBack {
-				waits, punchAt, outdated = punchWaits{}, time.Time{}, true
+				away, waits, punchAt, outdated = time.Time{}, punchWaits{}, time.Time{}, true
 			}
 			if what&(networkChanged|addressChanged) != 0 {
 				endPunch() // it aims from where we are no more
@@ -167,6 +178,14 @@ func (n *Node) keep(ctx context.Context, p peer.ID) {
 		}
 		timer.Stop()
 	}
+}
+
+// longestWait is the most that is waited until a peer that was not reached for so long is tried again.
+func longestWait(away time.Duration) time.Duration {
+	if away < reconnectEager {
+		return reconnectLast
+	}
+	return reconnectLater
 }
 
 // keepTidy looks after the connections to all peers. Relays, and their peers, keep one by each transport and IP version,

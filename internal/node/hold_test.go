@@ -25,3 +25,19 @@ func TestPunchesAreSoonAgainAfterALossButNotForEver(t *testing.T) {
 		}
 	}
 }
+
+func TestWhoIsAwayForLongIsTriedSeldom(t *testing.T) {
+	retry := backoff{first: reconnectFirst, rand: func() float64 { return 0.5 }}
+	var tries int
+	for away := time.Duration(0); away < time.Hour; tries++ {
+		retry.last = longestWait(away)
+		wait := retry.wait()
+		if away < reconnectEager && wait > reconnectLast {
+			t.Errorf("after %v: %v", away, wait)
+		}
+		away += wait
+	}
+	if tries > 100 { // of 360 by the first minutes' pace
+		t.Errorf("tried %d times in an hour", tries)
+	}
+}
