@@ -232,9 +232,9 @@ func TestExitRefusesAPeerBeyondItsShareBeforeItDials(t *testing.T) {
 			},
 		}
 		open, _ := newExit(t, exit)
-		first, code := open("web")
+		first, _ := open("web")
 		for i, want := range []session.Code{session.OK, session.Overload, session.Overload} {
-			if _, code = open("web"); code != want {
+			if _, code := open("web"); code != want {
 				t.Errorf("session %d is answered %v, want %v", i+2, code, want)
 			}
 		}
@@ -252,7 +252,7 @@ func TestExitRefusesAPeerBeyondItsShareBeforeItDials(t *testing.T) {
 		leave()
 		first.Reset()
 		synctest.Wait()
-		if _, code = open("web"); code != session.OK {
+		if _, code := open("web"); code != session.OK {
 			t.Error("the place of one that has ended is not free again:", code)
 		}
 	})
