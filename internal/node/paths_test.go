@@ -177,6 +177,29 @@ func TestADirectPathThatBeganSlowlyIsMeasuredAgainSoon(t *testing.T) {
 	eventually(t, "direct again", direct)
 }
 
+// Nor is one whose round trips were long for a while: at a spare one's pace its smoothed figure would take minutes to come
+// down.
+func TestADirectPathThatWasSlowForAWhileIsMeasuredAgainSoon(t *testing.T) {
+	n, _ := newMesh(t).start(Config{Relay: true})
+	p := peer.ID("p")
+	relayed := &link{class: overRelay, rtt: 100 * time.Millisecond}
+	direct := &link{since: time.Now().Add(-time.Hour), class: overInternet, least: 80 * time.Millisecond}
+	n.paths.mu.Lock()
+	n.paths.peers[p] = &peerPaths{best: relayed}
+	n.paths.mu.Unlock()
+	for rtt, want := range map[time.Duration]time.Duration{300 * time.Millisecond: slowEvery, 110 * time.Millisecond: standbyEvery} {
+		n.paths.mu.Lock()
+		direct.rtt = rtt
+		n.paths.mu.Unlock()
+		if got := n.paths.interval(p, direct, 0); got != want {
+			t.Errorf("at %v measured again after %v, want %v", rtt, got, want)
+		}
+	}
+	n.paths.mu.Lock()
+	delete(n.paths.peers, p) // it has no connections to close
+	n.paths.mu.Unlock()
+}
+
 func TestHoldForTheRelayAloneDoesNotPunch(t *testing.T) {
 	_, _, a, b := pair(t)
 	defer a.Hold(b.self, Relay)()

@@ -19,8 +19,8 @@ const (
 	// connections: often enough to keep NAT mappings (most live 30 s and longer).
 	probeEvery   = 15 * time.Second
 	standbyEvery = 25 * time.Second
-	// A connection of a better kind than the path's that began clearly slower, as on a busy machine, is measured each
-	// slowEvery until it is slowFor old.
+	// A connection of a better kind than the path's that is clearly slower, as on a busy machine, is measured each
+	// slowEvery until it is slowFor old, and longer while it is clearly slower than it was at its best.
 	slowEvery, slowFor = 2 * time.Second, 30 * time.Second
 	// relayEvery is how often a relay is pinged by which some peer's path goes: its death has to be known
 	// within seconds, for all paths over it die with it, and silent death shows by nothing else for 30 s.
@@ -125,7 +125,7 @@ func (ps *paths) interval(p peer.ID, l *link, missed int) time.Duration {
 	switch pp := ps.peers[p]; {
 	case pp != nil && pp.best == l:
 		return probeEvery
-	case pp != nil && pp.best != nil && l.class < pp.best.class && time.Since(l.since) < slowFor:
+	case pp != nil && pp.best != nil && l.class < pp.best.class && (time.Since(l.since) < slowFor || clearlyWorse(l.rtt, l.least)):
 		return slowEvery
 	}
 	return standbyEvery
