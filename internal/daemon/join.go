@@ -54,6 +54,7 @@ func (d *Daemon) join(ctx context.Context, req JoinRequest, emit func(Event)) er
 		return d.joined(emit, true)
 	}
 	if again && d.settled(ctx, s) {
+		d.meet(ctx, s, invite.Contact())
 		return d.joined(emit, true)
 	}
 	if s != nil && !again && !d.onlyOurs(s) {
@@ -111,6 +112,26 @@ func (d *Daemon) settled(ctx context.Context, s *identity.Sealed) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return !d.expelled && !d.doubted
+}
+
+// meetWithin is how long whom an invite names may take to hand over the roster.
+const meetWithin = 10 * time.Second
+
+// meet asks whom an invite to our own network names for the newest roster: it may be a relay in the place of the only one
+// that this machine knows. A stranger is told of ours that it exists, and no more.
+func (d *Daemon) meet(ctx context.Context, s *identity.Sealed, contact peer.AddrInfo) {
+	if contact.ID == d.self || d.member(contact.ID) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, meetWithin)
+	defer cancel()
+	err := d.node.ConnectStranger(ctx, contact)
+	if err == nil {
+		_, err = d.rosterCall(ctx, contact.ID, rosterHello{Network: s.Network, Version: Version(), Boot: d.boot})
+	}
+	if err != nil {
+		d.log.Debug("the invite's contact tells no roster", "err", err)
+	}
 }
 
 // redeem shows the invite to whoever it names and returns the roster that has us on it.
