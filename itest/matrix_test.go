@@ -271,6 +271,7 @@ func TestEveryPairOfHardNATsMeetsByUDPAlone(t *testing.T) {
 // What opens a carrier's NAT reaches a neighbour's router, and one that answers strangers gives the guessing side's port
 // another number from then on: that was a port for this punch alone.
 func TestGuessingLeavesAHomesOtherPathsAlone(t *testing.T) {
+	t.Parallel()
 	for try := 1; ; try++ {
 		step := besideGuessing(t)
 		if step == "open" {
