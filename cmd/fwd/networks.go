@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strconv"
 
 	"github.com/spf13/cobra"
 
@@ -70,12 +71,19 @@ func (a *app) chooseNetwork(cmd *cobra.Command) error {
 	switch {
 	case err != nil:
 		return err
+	case !found && cmd.Name() == "logs" && number(a.network):
+		return usageError("fwd logs --lines "+a.network, "-n names a network here, as for all commands")
 	case !found && cmd.Annotations[mayBeNew] == "":
 		return &daemon.Failure{Code: "unknown-network", Exit: daemon.ExitUnknownName, Hint: "see which there are: fwd networks; or join it: fwd join -n " + a.network,
 			What: fmt.Sprintf("this machine is in no network called %q", a.network)}
 	}
 	a.home = home
 	return nil
+}
+
+func number(word string) bool {
+	_, err := strconv.Atoi(word)
+	return err == nil
 }
 
 // joinFurther puts this machine on another network beside those it is in.

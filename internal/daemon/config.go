@@ -10,6 +10,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -92,7 +93,7 @@ func readConfig(path string) (*config, []byte, error) {
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, nil, usage("fwd config example > "+path, "there is no %s", path)
+		return nil, nil, usage(exampleHint(path), "there is no %s", path)
 	case err == nil && info.Size() > maxConfig:
 		return nil, nil, usage("", "%s has %d bytes; at most %d are read", path, info.Size(), maxConfig)
 	}
@@ -108,6 +109,19 @@ func readConfig(path string) (*config, []byte, error) {
 		c.InviteFile = filepath.Join(filepath.Dir(path), c.InviteFile)
 	}
 	return c, data, nil
+}
+
+func exampleHint(path string) string {
+	hint := "fwd config example > " + path
+	if dir := filepath.Dir(path); !isFolder(dir) {
+		hint = "mkdir -p " + dir + " && " + hint
+	}
+	return hint
+}
+
+func isFolder(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
 }
 
 func checkHint(path string) string { return "fwd config check " + path }
@@ -160,11 +174,32 @@ func decodeConfig(data []byte) (c *config, mistakes []string, at int) {
 		}
 	case errors.As(err, &wrong):
 		at, _ = wrong.Position()
-		mistakes = []string{fmt.Sprintf("%d: %s", at, strings.TrimPrefix(wrong.Error(), "toml: "))}
+		mistakes = []string{fmt.Sprintf("%d: %s", at, inWords(wrong))}
 	case err != nil:
 		mistakes = []string{strings.TrimPrefix(err.Error(), "toml: ")}
 	}
 	return c, mistakes, at
+}
+
+// ofType is how the decoder tells that a value is of another kind than its key's.
+var ofType = regexp.MustCompile(`^toml: cannot decode TOML .* of type (\S+)$`)
+
+// inWords is a mistake as the file's author is told it.
+func inWords(e *toml.DecodeError) string {
+	kind := ofType.FindStringSubmatch(e.Error())
+	if kind == nil {
+		return strings.TrimPrefix(e.Error(), "toml: ")
+	}
+	want := "a text in quotes"
+	switch {
+	case kind[1] == "int":
+		want = "a number without quotes"
+	case kind[1] == "bool":
+		want = "true or false"
+	case strings.HasPrefix(kind[1], "[]"):
+		want = `a list of texts: ["…"]`
+	}
+	return fmt.Sprintf("%s wants %s", strings.Join(e.Key(), "."), want)
 }
 
 // withoutLine is data with that line empty, if it holds no more than a value: what is TOML before and after. Else nil.

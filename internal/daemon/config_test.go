@@ -211,3 +211,16 @@ func FuzzParseConfig(f *testing.F) {
 		}
 	})
 }
+
+func TestAValueOfAnotherKindIsToldInWords(t *testing.T) {
+	for text, want := range map[string]string{
+		`port = "24817"`:           "1: port wants a number without quotes",
+		`strict = "yes"`:           "1: strict wants true or false",
+		`announce = "nas.example"`: `1: announce wants a list of texts: ["…"]`,
+		"[relay]\nuses = \"1\"":    "2: relay.uses wants a number without quotes",
+	} {
+		if _, err := parseConfig([]byte(text)); err == nil || err.Error() != want {
+			t.Errorf("%s: %v, want %s", text, err, want)
+		}
+	}
+}

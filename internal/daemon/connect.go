@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -51,19 +53,19 @@ func (d *Daemon) connect(ctx context.Context, req ConnectRequest, from string, e
 	if err != nil {
 		return usage("--path auto, direct or relay", "%v", err)
 	}
-	req.Name = strings.ToLower(req.Name) // names are, as in DNS, the same in capitals
+	req.Name = strings.TrimSuffix(strings.ToLower(req.Name), ".fwd") // names are, as in DNS, the same in capitals
 	emit(Event{Event: "progress", Message: "looking up " + req.Name})
 	service, p, err := d.resolve(ctx, req.Name)
 	if f := new(Failure); local.Stdio() && errors.As(err, &f) && f.Code == "unknown-name" && d.isMachine(req.Name) {
 		// A machine's name on standard input and output is ssh's: its ssh is meant.
-		req.Name = "ssh." + strings.TrimSuffix(req.Name, ".fwd")
+		req.Name = "ssh." + req.Name
 		service, p, err = d.resolve(ctx, req.Name)
 	}
 	if err != nil {
 		return err
 	}
 	if p == d.self {
-		return usage("it is already here: fwd status shows its target", "%s is exposed by this very machine", req.Name)
+		return d.servedHere(req.Name, service)
 	}
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
@@ -319,7 +321,28 @@ func newerRoster(a, b *identity.Sealed) bool {
 	return a != nil && (b == nil || a.Term > b.Term || a.Term == b.Term && a.Epoch > b.Epoch)
 }
 
+// servedHere: what is exposed here needs no forward.
+func (d *Daemon) servedHere(word, service string) *Failure {
+	d.mu.Lock()
+	exposed := len(d.servicesLocked(service)) > 0
+	d.mu.Unlock()
+	if !exposed {
+		return fail(ExitUnknownName, "unknown-name", "see what is exposed here: fwd status", "%s would be this very machine's, which does not expose it", word)
+	}
+	return usage("it is already here: fwd status shows its target", "%s is exposed by this very machine", word)
+}
+
 func unknownName(roster *identity.Sealed, word string) *Failure {
+	if e, ok := roster.ByName(word); ok {
+		hint := "see what it exposes: fwd ls"
+		for _, name := range slices.Sorted(maps.Keys(roster.Services)) {
+			if roster.Services[name] == e.Peer {
+				hint += "; for instance fwd connect " + name
+				break
+			}
+		}
+		return fail(ExitUnknownName, "unknown-name", hint, "%q is a machine in the network %q, and no service", word, roster.Name)
+	}
 	return fail(ExitUnknownName, "unknown-name", "see what there is: fwd ls", "no service %q in the network %q", word, roster.Name)
 }
 

@@ -61,6 +61,11 @@ func (d *Daemon) invite(ctx context.Context, req InviteRequest, emit func(Event)
 
 func (d *Daemon) inviteOptions(req InviteRequest) (identity.InviteOptions, error) {
 	opt := identity.InviteOptions{Uses: max(req.Uses, 1), Expires: req.Expires, For: req.For, Tags: req.Tags, Caps: identity.Member}
+	for _, tag := range req.Tags {
+		if err := identity.CheckName(tag); err != nil {
+			return opt, usage("a tag is one word, like ops", "--tag: %v", err)
+		}
+	}
 	if opt.Expires == 0 {
 		opt.Expires = 24 * time.Hour
 	}
